@@ -1,0 +1,1 @@
+"""The serving side of blockserve: gateway, batching, engines. Imports no TensorFlow."""

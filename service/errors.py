@@ -1,0 +1,117 @@
+"""What can go wrong, told without HTTP or gRPC; each edge maps it to its own statuses.
+
+BlockserveError
+├── InvalidRequest               the caller must change the request
+│   ├── InvalidImage             bytes that no decoder accepts
+│   ├── InvalidTensor            names, dtypes or shapes that the signature excludes
+│   ├── UnsupportedMediaType     a body in a form that the endpoint does not read
+│   └── TooLarge                 beyond a limit: body, pixels, images
+├── NotFound                     no such model, version, label or signature
+├── Unavailable                  the same request may succeed later
+│   ├── ModelNotReady            known, but no version of it is serving
+│   ├── Overloaded               the queue is full
+│   └── Draining                 the process is shutting down
+├── DeadlineExceeded             the caller's time ran out
+└── EngineFailure                the engine failed at a valid request
+UnsupportedModel                 at load: this engine cannot run the model
+"""
+
+from typing import ClassVar
+
+
+class BlockserveError(Exception):
+    """An error whose message is meant for the caller.
+
+    `code` is stable: clients may compare it. The message may change; it says what was
+    wrong, what was expected and what to do.
+    """
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = code or self.code
+
+
+class InvalidRequest(BlockserveError):
+    """The request is malformed; sending it again cannot help."""
+
+    code = "invalid_request"
+
+
+class InvalidImage(InvalidRequest):
+    """The bytes are not an image that can be decoded."""
+
+    code = "invalid_image"
+
+
+class InvalidTensor(InvalidRequest):
+    """A tensor's name, dtype or shape does not fit the signature."""
+
+    code = "invalid_tensor"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body's content type is not one that the endpoint reads."""
+
+    code = "unsupported_media_type"
+
+
+class TooLarge(InvalidRequest):
+    """The request exceeds a limit that a setting fixes."""
+
+    code = "too_large"
+
+
+class NotFound(BlockserveError):
+    """There is no such model, version, label or signature."""
+
+    code = "not_found"
+
+
+class Unavailable(BlockserveError):
+    """The request is fine and may succeed later.
+
+    `retry_after_seconds` estimates when.
+    """
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ModelNotReady(Unavailable):
+    """The model is known, but no version of it is serving."""
+
+    code = "model_not_ready"
+
+
+class Overloaded(Unavailable):
+    """The queue is full."""
+
+    code = "overloaded"
+
+
+class Draining(Unavailable):
+    """The process is shutting down and takes no new work."""
+
+    code = "draining"
+
+
+class DeadlineExceeded(BlockserveError):
+    """The caller's time ran out before the answer was there."""
+
+    code = "deadline_exceeded"
+
+
+class EngineFailure(BlockserveError):
+    """The engine failed at a request that its signature allows."""
+
+    code = "engine_failure"
+
+
+class UnsupportedModel(Exception):
+    """An engine cannot load a model; the message says why and what to do."""
