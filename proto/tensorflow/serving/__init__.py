@@ -1,0 +1,1 @@
+"""The protobuf package `tensorflow.serving`: prediction and its logs."""
