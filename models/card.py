@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ASSETS_DIRECTORY: Final = "assets.extra"
 CARD_FILE: Final = f"{ASSETS_DIRECTORY}/model_card.json"
 GRAPH_FILE: Final = f"{ASSETS_DIRECTORY}/graph.svg"
+SAMPLE_FILE: Final = f"{ASSETS_DIRECTORY}/sample.png"
 SUMMARY_FILE: Final = f"{ASSETS_DIRECTORY}/summary.txt"
 WARMUP_FILE: Final = f"{ASSETS_DIRECTORY}/tf_serving_warmup_requests"
 
