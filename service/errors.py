@@ -12,7 +12,8 @@ BlockserveError
 │   ├── Overloaded               the queue is full
 │   └── Draining                 the process is shutting down
 ├── DeadlineExceeded             the caller's time ran out
-└── EngineFailure                the engine failed at a valid request
+├── EngineFailure                the engine failed at a valid request
+└── InvalidSettings              at start: the operator must change a setting
 UnsupportedModel                 at load: this engine cannot run the model
 """
 
@@ -111,6 +112,12 @@ class EngineFailure(BlockserveError):
     """The engine failed at a request that its signature allows."""
 
     code = "engine_failure"
+
+
+class InvalidSettings(BlockserveError):
+    """A setting is impossible; the message names it and says what is possible."""
+
+    code = "invalid_settings"
 
 
 class UnsupportedModel(Exception):

@@ -1,0 +1,52 @@
+"""The FastAPI application: every HTTP endpoint over one gateway."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from service.gateway import Gateway
+from service.http import classify, errors, models, openapi, operations
+from service.http.auth import RequireToken
+from service.settings import Settings
+
+
+def create_app(
+    settings: Settings | None = None, *, gateway: Gateway | None = None
+) -> FastAPI:
+    """The application; its lifespan starts and stops the gateway.
+
+    Args:
+        settings: How to run; `None` reads the environment and the TOML file.
+        gateway: A gateway to share with another protocol, made from the same settings.
+    """
+    gateway = gateway or Gateway(settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    app = FastAPIOffline(
+        title="blockserve",
+        summary="Serves block-based CNNs",
+        version=version("blockserve"),
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.gateway = gateway
+    # First in the list, first to be tried: the hot path is matched at once.
+    app.router.routes[:0] = classify.routes(gateway)
+    app.include_router(operations.router(gateway))
+    app.include_router(models.router(gateway))
+    errors.install(app)
+    openapi.document(app)
+    if gateway.settings.token is not None:
+        token = gateway.settings.token.get_secret_value()
+        app.add_middleware(RequireToken, token=token)
+    return app

@@ -1,0 +1,110 @@
+"""`blockserve serve`: the gateway."""
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from models.card import SAMPLE_FILE
+from service.errors import InvalidSettings
+from service.repository import scan
+from service.settings import Settings
+
+# What to dial for an address that means every interface.
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104, not bound
+LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
+
+
+def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -> None:
+    """Serve the repository's models over HTTP and gRPC.
+
+    An empty repository gets the demo model first.
+    """
+    settings = settings or Settings()
+    if _is_empty(settings.repository):
+        _build_demo(settings.repository)
+    _configure_logging(settings.log_level)
+    # Imported late: the servers are not needed to say what is wrong with a setting.
+    from service.server import run  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(
+            run(
+                settings,
+                on_start=lambda it: _announce(settings, it.http_port, it.grpc_port),
+            )
+        )
+
+
+def _is_empty(repository: Path) -> bool:
+    if not repository.exists():
+        return True
+    if not repository.is_dir():
+        raise InvalidSettings(f"repository: {repository} is not a directory")
+    return not any(entry.name[0] != "." for entry in repository.iterdir())
+
+
+def _build_demo(repository: Path) -> None:
+    """Build in a process of its own, so that the gateway never holds TensorFlow."""
+    if find_spec("keras") is None:
+        raise InvalidSettings(
+            f"repository: {repository} is empty and the build step is not installed. "
+            "Put a model there, or pip install 'blockserve[build]' to get the demo"
+        )
+    _say(f"[bold]{repository}[/bold] is empty: building the demo model first")
+    command = [sys.executable, "-m", "service", "build"]
+    command += ["--repository", str(repository)]
+    # Flags of our own program and a path, without a shell.
+    status = subprocess.run(command, check=False).returncode  # noqa: S603
+    if status != 0:
+        sys.exit(status)
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format=LOG_FORMAT)
+    if level != "debug":
+        for chatty in ("uvicorn", "httpx", "watchfiles"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if sys.platform == "win32":
+        return None
+    import uvloop  # noqa: PLC0415, it does not exist everywhere
+
+    return uvloop.new_event_loop
+
+
+def _announce(settings: Settings, http_port: int, grpc_port: int) -> None:
+    scheme = "https" if settings.tls_certificate else "http"
+    host = ANY_ADDRESS.get(settings.host, settings.host)
+    url = f"{scheme}://{host}:{http_port}"
+    sample = _sample(settings.repository)
+    _say(f"[bold green]Serving[/bold green] HTTP at {url}, gRPC at {host}:{grpc_port}")
+    _say(f"  Look at {url}/docs, {url}/models, {url}/metrics")
+    _say(
+        f"  Try     curl -H 'Content-Type: image/png' --data-binary @{sample} "
+        f"{url}/classify"
+    )
+
+
+def _sample(repository: Path) -> Path:
+    """An image to try, as the build step leaves one beside the latest version."""
+    found = scan(repository)
+    versions = found[min(found)] if found else {}
+    if versions:
+        sample = versions[max(versions)] / SAMPLE_FILE
+        if sample.is_file():
+            return sample
+    return Path("IMAGE.png")
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False)

@@ -1,0 +1,95 @@
+"""The embedded default: OpenVINO reads the SavedModel without TensorFlow.
+
+It converts the signature `serving_default` and cannot run one that decodes images from
+strings; the gateway decodes itself.
+"""
+
+import os
+import sys
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final, Self
+
+import numpy as np
+
+from service.engines.base import InProcessEngine
+from service.errors import UnsupportedModel
+from service.tensors import Array, Signature, Tensors, TensorSpec
+
+# `import openvino` brings in its converter, which we do not need and which, from a
+# forked process, reports every import to its makers. Without it the import is faster.
+sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+import openvino  # noqa: E402, see above
+
+del sys.modules["openvino.tools.ovc"]
+
+SIGNATURE: Final = "serving_default"
+# A stream with fewer cores answers a single request slower without more throughput.
+CORES_PER_SLOT: Final = 4
+
+
+class OpenVinoEngine(InProcessEngine):
+    """A SavedModel compiled for the processor."""
+
+    kind = "openvino"
+
+    def __init__(self, compiled: Any, *, slots: int) -> None:
+        signature = Signature(
+            name=SIGNATURE,
+            inputs=_specs(compiled.inputs),
+            outputs=_specs(compiled.outputs),
+        )
+        super().__init__({SIGNATURE: signature}, slots=slots)
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(slots):
+            self._idle.put(compiled.create_infer_request())
+
+    @classmethod
+    def load(cls, version_directory: Path, *, slots: int | None) -> Self:
+        """Read and compile a SavedModel.
+
+        Raises:
+            UnsupportedModel: OpenVINO cannot read or convert it.
+        """
+        slots = slots or max(1, (os.cpu_count() or 1) // CORES_PER_SLOT)
+        options = {
+            "NUM_STREAMS": slots,
+            # Two processes that pin their threads fight over the same cores.
+            "ENABLE_CPU_PINNING": False,
+            # On some processors the default is bfloat16: other numbers than training's.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(version_directory)
+            compiled = core.compile_model(model, "CPU", options)
+            return cls(compiled, slots=slots)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UnsupportedModel(f"OpenVINO cannot load it: {reason}") from error
+
+    def _compute(self, signature: str, tensors: Tensors) -> dict[str, Array]:
+        outputs = self.signatures[signature].outputs
+        request = self._idle.get()
+        try:
+            # Inputs are read in place; results are copied, for the next batch
+            # overwrites them.
+            results = request.infer(dict(tensors), share_inputs=True)
+            return {name: results[name] for name in outputs}
+        finally:
+            self._idle.put(request)
+
+
+def _specs(ports: Any) -> dict[str, TensorSpec]:
+    specs = {}
+    for port in ports:
+        name = port.get_any_name()
+        specs[name] = TensorSpec(
+            name=name,
+            dtype=np.dtype(port.get_element_type().to_dtype()),
+            shape=tuple(
+                None if dim.is_dynamic else dim.get_length()
+                for dim in port.get_partial_shape()
+            ),
+        )
+    return specs

@@ -1,0 +1,80 @@
+"""The gateway without a protocol: what HTTP and gRPC share, started and ended once."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from service.classification import Classifier
+from service.errors import Draining
+from service.metrics import Metrics
+from service.repository import Repository
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Repository, classifier and metrics of one process, and whether it is ready.
+
+    Make it on the event loop that will run it.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.repository = Repository(settings, self.metrics, on_change=self._changed)
+        self.classifier = Classifier(settings, self.repository)
+        self._draining = False
+        self._listeners: list[Callable[[], None]] = []
+
+    @property
+    def problem(self) -> str | None:
+        """Why the gateway is not ready; `None` if it is."""
+        if self._draining:
+            return "the gateway is shutting down"
+        return self.repository.problem
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever readiness may have changed."""
+        self._listeners.append(listener)
+
+    def deadline(self, timeout_seconds: float | None) -> float:
+        """The moment on the event loop's clock at which a request's time is up.
+
+        Args:
+            timeout_seconds: What the client asked for; `None` gives the default.
+        """
+        settings = self.settings
+        timeout = timeout_seconds or settings.request_timeout_seconds
+        allowed = min(timeout, settings.max_request_timeout_seconds)
+        return asyncio.get_running_loop().time() + allowed
+
+    def admit(self) -> None:
+        """Check that new work is taken.
+
+        Raises:
+            Draining: The process is shutting down.
+        """
+        if self._draining:
+            raise Draining("the gateway is shutting down; try another or again later")
+
+    async def start(self) -> None:
+        """Load the models; returns when each has been tried once."""
+        await self.repository.start()
+
+    def begin_drain(self) -> None:
+        """Turn readiness off and refuse new work; accepted work goes on."""
+        if not self._draining:
+            logger.info("shutting down: accepted requests finish, new ones are refused")
+            self._draining = True
+            self._changed()
+
+    async def stop(self) -> None:
+        """Drain, then unload everything."""
+        self.begin_drain()
+        await self.repository.stop()
+        self.classifier.close()
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()

@@ -1,0 +1,39 @@
+"""The optional bearer token, checked before anything else reads the request."""
+
+import hmac
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.http.errors import JSON, error_body
+from service.http.operations import HEALTH_PATHS
+
+
+class RequireToken:
+    """ASGI middleware: answers 401 unless the request carries the token.
+
+    Health checks need none, for orchestrators carry none.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on or refuse it."""
+        if scope["type"] == "http" and scope["path"] not in HEALTH_PATHS:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                await _refuse(send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(send: Send) -> None:
+    body = error_body("unauthorized", "send the header Authorization: Bearer <token>")
+    headers = [
+        (b"content-type", JSON),
+        (b"content-length", b"%d" % len(body)),
+        (b"www-authenticate", b"Bearer"),
+    ]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

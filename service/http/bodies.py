@@ -1,0 +1,149 @@
+"""Reads a request body, within a limit, and takes the images out of its three forms."""
+
+import binascii
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import orjson
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from starlette.types import Receive
+
+from service.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+
+IMAGE_FIELD: Final = b"image"
+FORMS: Final = (
+    "an image as the body (Content-Type: image/jpeg, image/png, … or "
+    "application/octet-stream), multipart/form-data with the field 'image', or "
+    'application/json as {"images": [{"b64": "…"}]}'
+)
+
+
+class ClientDisconnected(Exception):
+    """The client went away before its request was complete."""
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], *, max_bytes: int
+) -> bytes:
+    """The whole body.
+
+    Raises:
+        TooLarge: It is longer than `max_bytes`; told from its header where it has one.
+        ClientDisconnected: The client went away.
+    """
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def images_of(body: bytes, headers: Mapping[bytes, bytes]) -> Sequence[bytes]:
+    """The encoded images in a body, by its content type.
+
+    Raises:
+        InvalidRequest: The body is empty or not of the form its content type says.
+        UnsupportedMediaType: The content type is none that holds images.
+    """
+    content_type = headers.get(b"content-type", b"application/octet-stream")
+    kind = content_type.partition(b";")[0].strip().lower()
+    if not (
+        kind.startswith(b"image/")
+        or kind
+        in {b"application/octet-stream", b"application/json", b"multipart/form-data"}
+    ):
+        raise UnsupportedMediaType(
+            f"the body is {kind.decode('latin-1')}; send {FORMS}"
+        )
+    if not body:
+        raise InvalidRequest(f"the body is empty; send {FORMS}", code="empty_body")
+    if kind == b"application/json":
+        return _images_of_json(body)
+    if kind == b"multipart/form-data":
+        return _images_of_multipart(body, content_type)
+    return (body,)
+
+
+def _images_of_json(body: bytes) -> list[bytes]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the body is not JSON: {error}", code="invalid_json"
+        ) from error
+    images = document.get("images") if isinstance(document, dict) else None
+    if not isinstance(images, list):
+        raise InvalidRequest('expected {"images": [{"b64": "…"}]}', code="invalid_json")
+    return [_image_of_json(index, item) for index, item in enumerate(images)]
+
+
+def _image_of_json(index: int, item: object) -> bytes:
+    encoded = item.get("b64") if isinstance(item, dict) else None
+    if not isinstance(encoded, str):
+        raise InvalidRequest(
+            f'images[{index}]: expected {{"b64": "…"}} with the image in base64',
+            code="invalid_json",
+        )
+    try:
+        return b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(
+            f"images[{index}].b64 is not base64: {error}", code="invalid_base64"
+        ) from error
+
+
+def _images_of_multipart(body: bytes, content_type: bytes) -> list[bytes]:
+    images: list[bytes] = []
+
+    def on_file(file: File) -> None:
+        if file.field_name == IMAGE_FIELD:
+            file.file_object.seek(0)
+            images.append(file.file_object.read())
+        file.close()
+
+    def on_field(field: Field) -> None:
+        if field.field_name == IMAGE_FIELD:
+            images.append(field.value or b"")
+
+    _, options = parse_options_header(content_type)
+    try:
+        parser = FormParser(
+            "multipart/form-data",
+            on_field,
+            on_file,
+            boundary=options.get(b"boundary"),
+            config={"MAX_MEMORY_FILE_SIZE": len(body)},  # it is in memory already
+        )
+        parser.write(body)
+        parser.finalize()
+    except FormParserError as error:
+        raise InvalidRequest(
+            f"the multipart body cannot be read: {error}", code="invalid_multipart"
+        ) from error
+    if not images:
+        raise InvalidRequest(
+            "the multipart body has no field 'image', as in curl -F image=@photo.jpg",
+            code="no_image",
+        )
+    return images
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(
+        f"the body is larger than {max_bytes} bytes; send a smaller image, or raise "
+        "max_body_bytes",
+        code="body_too_large",
+    )

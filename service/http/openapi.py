@@ -1,0 +1,119 @@
+"""OpenAPI of the classify endpoints, which FastAPI cannot read from their code."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from pydantic import BaseModel, TypeAdapter
+
+from service.classification import Classification
+from service.http.classify import PATHS
+
+REF: Final = "#/components/schemas/{model}"
+
+
+class EncodedImage(BaseModel):
+    """An encoded image in base64."""
+
+    b64: str
+
+
+class ClassifyRequest(BaseModel):
+    """Images as JSON; raw bodies and multipart are smaller and faster."""
+
+    images: list[EncodedImage]
+
+
+class ErrorDetail(BaseModel):
+    """`code` is stable, `message` is for people."""
+
+    code: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetail
+
+
+ERRORS: Final = {
+    400: "malformed request",
+    404: "no such model, version or label",
+    413: "body, image or number of images over the limit",
+    415: "content type that holds no images",
+    422: "not an image, or a damaged one",
+    503: "overloaded, not ready or shutting down; see Retry-After",
+    504: "the request's time ran out",
+}
+
+
+def document(app: FastAPI) -> None:
+    """Add the classify endpoints to the document that FastAPI makes."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            _, definitions = TypeAdapter.json_schemas(
+                [
+                    (kind, "serialization", TypeAdapter(kind))
+                    for kind in (Classification, ClassifyRequest, ErrorBody)
+                ],
+                ref_template=REF,
+            )
+            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(definitions["$defs"])
+            for path in PATHS:
+                schema["paths"][path] = {"post": _operation(path)}
+        assert app.openapi_schema is not None  # noqa: S101, `generate` has set it
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _operation(path: str) -> dict[str, Any]:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        "tags": ["classify"],
+        "summary": "Classify images",
+        "operationId": "classify" + "".join(f"_by_{name}" for name in names),
+        "parameters": [
+            *(_parameter(name, "path", {"type": "string"}) for name in names),
+            _parameter("top_k", "query", {"type": "integer", "minimum": 1}),
+            _parameter("X-Request-Timeout", "header", {"type": "number", "minimum": 0}),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": binary,
+                "image/*": binary,
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["image"],
+                        "properties": {
+                            "image": {"type": "array", "items": binary["schema"]}
+                        },
+                    }
+                },
+                "application/json": _json(ClassifyRequest),
+            },
+        },
+        "responses": {
+            "200": _response("Predictions, image by image", Classification),
+            **{str(code): _response(text, ErrorBody) for code, text in ERRORS.items()},
+        },
+    }
+
+
+def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}
+
+
+def _response(description: str, kind: type) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": _json(kind)}}
+
+
+def _json(kind: type) -> dict[str, Any]:
+    return {"schema": {"$ref": REF.format(model=kind.__name__)}}

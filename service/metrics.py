@@ -1,0 +1,189 @@
+"""Prometheus metrics on an injected registry; see `docs/operations.md` for the table.
+
+Label values come from loaded models and fixed sets, never from what a client sent, so
+the number of time series is bounded.
+"""
+
+from asyncio import CancelledError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Final, Literal, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from service.errors import BlockserveError
+
+Protocol = Literal["http", "grpc"]
+
+# One creation time for every series would nearly double the exposition.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+# 1 ms to 30 s, with room below for a tiny model on a fast machine.
+DURATION_BUCKETS_SECONDS: Final = (
+    *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
+    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+BATCH_SIZE_BUCKETS_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+UNRESOLVED: Final = ""  # the model label of requests that named no loaded model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionMetrics:
+    """The time series of one model version, looked up once and not at each request."""
+
+    decode_seconds: Histogram
+    queue_seconds: Histogram
+    inference_seconds: Histogram
+    batch_size_rows: Histogram
+
+
+@dataclass(slots=True)
+class RequestScope:
+    """What is known of a request when it ends; filled in on the way."""
+
+    model: str = UNRESOLVED
+    version: str = UNRESOLVED
+
+    def resolved(self, model: str, version: int) -> None:
+        """Say which loaded version answers."""
+        self.model = model
+        self.version = str(version)
+
+
+class Metrics:
+    """All metrics of one gateway."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        version = ("model", "version")
+        self.requests_total = Counter(
+            "blockserve_requests_total",
+            "Requests answered, errors included.",
+            ("protocol", *version),
+            registry=self.registry,
+        )
+        self.errors_total = Counter(
+            "blockserve_errors_total",
+            "Requests answered with an error, by its code.",
+            ("protocol", *version, "kind"),
+            registry=self.registry,
+        )
+        self.request_duration_seconds = Histogram(
+            "blockserve_request_duration_seconds",
+            "Time from a request's arrival to its answer.",
+            ("protocol", *version),
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self.requests_in_flight = Gauge(
+            "blockserve_requests_in_flight",
+            "Requests that have arrived and are not answered yet.",
+            ("protocol",),
+            registry=self.registry,
+        )
+        self.stage_duration_seconds = Histogram(
+            "blockserve_stage_duration_seconds",
+            "Time of one stage: decode and queue per request, inference per batch.",
+            (*version, "stage"),
+            buckets=DURATION_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_size_rows = Histogram(
+            "blockserve_batch_size_rows",
+            "Rows in one engine call.",
+            version,
+            buckets=BATCH_SIZE_BUCKETS_ROWS,
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "blockserve_queue_depth_requests",
+            "Requests that wait for an engine slot.",
+            version,
+            registry=self.registry,
+        )
+        self.model_load_failures_total = Counter(
+            "blockserve_model_load_failures_total",
+            "Attempts to load a model version that failed.",
+            registry=self.registry,
+        )
+        # Looking a child up by its labels costs more than counting does.
+        self._requests: dict[tuple[Protocol, str, str], tuple[Counter, Histogram]] = {}
+        self._in_flight = {
+            protocol: self.requests_in_flight.labels(protocol)
+            for protocol in get_args(Protocol)
+        }
+
+    def version(
+        self, model: str, version: int, *, queue_depth: Callable[[], float]
+    ) -> VersionMetrics:
+        """Time series of a version that is being loaded."""
+        labels = (model, str(version))
+        self.queue_depth.labels(*labels).set_function(queue_depth)
+        return VersionMetrics(
+            decode_seconds=self.stage_duration_seconds.labels(*labels, "decode"),
+            queue_seconds=self.stage_duration_seconds.labels(*labels, "queue"),
+            inference_seconds=self.stage_duration_seconds.labels(*labels, "inference"),
+            batch_size_rows=self.batch_size_rows.labels(*labels),
+        )
+
+    def forget(self, model: str, version: int) -> None:
+        """Drop the time series of an unloaded version, so that they stay bounded."""
+        labels = {"model": model, "version": str(version)}
+        for metric in (
+            self.requests_total,
+            self.errors_total,
+            self.request_duration_seconds,
+            self.stage_duration_seconds,
+            self.batch_size_rows,
+            self.queue_depth,
+        ):
+            metric.remove_by_labels(labels)
+        for protocol in get_args(Protocol):
+            self._requests.pop((protocol, model, str(version)), None)
+
+    @contextmanager
+    def request(self, protocol: Protocol) -> Iterator[RequestScope]:
+        """Count and time one request; errors that pass through are counted by code."""
+        in_flight = self._in_flight[protocol]
+        in_flight.inc()
+        scope = RequestScope()
+        started = perf_counter()
+        try:
+            yield scope
+        except BaseException as error:
+            kind = error.kind if isinstance(error, BlockserveError) else "internal"
+            if isinstance(error, CancelledError):
+                kind = "cancelled"
+            self.errors_total.labels(protocol, scope.model, scope.version, kind).inc()
+            raise
+        finally:
+            in_flight.dec()
+            key = (protocol, scope.model, scope.version)
+            children = self._requests.get(key)
+            if children is None:
+                children = self._requests[key] = (
+                    self.requests_total.labels(*key),
+                    self.request_duration_seconds.labels(*key),
+                )
+            total, duration = children
+            total.inc()
+            duration.observe(perf_counter() - started)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition for a scraper's `Accept` header, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

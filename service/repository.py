@@ -1,0 +1,403 @@
+"""The models on disk and the versions of them that serve; follows the disk as it moves.
+
+A new version is loaded and warmed up before requests go to it; the version it replaces
+finishes what it has accepted. A version that cannot be loaded is reported, and the
+latest good one goes on serving.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from watchfiles import awatch
+
+from models.card import CardError, ModelCard
+from service import engines
+from service.errors import (
+    InvalidRequest,
+    ModelNotReady,
+    NotFound,
+    UnsupportedModel,
+)
+from service.metrics import Metrics
+from service.served_version import ServedVersion, infer_card
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Where the file system sends no events (network volumes), this is how often we look.
+RESCAN_MILLISECONDS: Final = 5_000
+
+
+class VersionState(StrEnum):
+    """The states of a version, named as TensorFlow Serving names them."""
+
+    START = "START"
+    LOADING = "LOADING"
+    AVAILABLE = "AVAILABLE"
+    UNLOADING = "UNLOADING"
+    END = "END"
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """What is known of a version directory; `served` only while it is AVAILABLE."""
+
+    number: int
+    path: Path
+    state: VersionState = VersionState.START
+    error: str | None = None
+    served: ServedVersion | None = None
+    fingerprint: frozenset[tuple[str, int, int]] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A model's versions by number."""
+
+    name: str
+    versions: dict[int, Version] = field(default_factory=dict)
+
+    @property
+    def available(self) -> list[ServedVersion]:
+        """Serving versions, latest first."""
+        served = (self.versions[n].served for n in sorted(self.versions, reverse=True))
+        return [version for version in served if version is not None]
+
+
+class Repository:
+    """Follows `settings.repository` and hands out the versions that serve.
+
+    Args:
+        settings: Where the models are, which versions to serve, and how.
+        metrics: Where versions register their time series.
+        on_change: Called on the event loop whenever a version's state has changed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._on_change = on_change
+        self._models: dict[str, Model] = {}
+        self._reconciling = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """All models that the directory holds, by name."""
+        return self._models
+
+    @property
+    def problem(self) -> str | None:
+        """Why no request can be answered; `None` if some model serves."""
+        served = [v for model in self._models.values() for v in model.available]
+        if not self._models:
+            return f"{self._settings.repository} holds no model"
+        if not served:
+            return "; ".join(_why_not_ready(model) for model in self._models.values())
+        crashed = [f"{v.name} version {v.version}" for v in served if v.crashed]
+        if crashed:
+            return f"dispatching has failed for {', '.join(crashed)}; restart"
+        return None
+
+    def model(self, name: str | None = None) -> Model:
+        """The model that a request names; `None` is the default, or the only one.
+
+        Raises:
+            InvalidRequest: No model was named and there are several.
+            NotFound: No such model.
+            ModelNotReady: The repository is empty.
+        """
+        name = name or self._settings.default_model
+        if name is None:
+            return self._only_model()
+        if name not in self._models:
+            raise NotFound(
+                f"there is no model {name!r}; there is "
+                f"{', '.join(map(repr, sorted(self._models))) or 'none yet'}",
+                code="model_not_found",
+            )
+        return self._models[name]
+
+    async def start(self) -> None:
+        """Load what the directory holds, then follow it until `stop`."""
+        self._settings.repository.mkdir(parents=True, exist_ok=True)
+        self._spawn(self._follow())
+        # The watch begins with the task's first step: what changes during the first
+        # look is not missed.
+        await asyncio.sleep(0)
+        await self.reconcile()
+
+    async def stop(self) -> None:
+        """Stop following and unload everything, accepted requests first."""
+        self._stopping.set()
+        async with self._reconciling:
+            for model in self._models.values():
+                for version in model.versions.values():
+                    self._unload(version)
+        await asyncio.gather(*self._tasks)
+
+    @contextmanager
+    def lease(
+        self,
+        name: str | None = None,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+    ) -> Iterator[ServedVersion]:
+        """The version that answers a request, kept loaded until the block ends.
+
+        Args:
+            name: The model; `None` means the default model, or the only one.
+            version: Its version; `None` means the latest that serves.
+            label: A label of a version, in place of `version`.
+
+        Raises:
+            InvalidRequest: No model was named and there are several.
+            NotFound: No such model, version or label.
+            ModelNotReady: It exists, but does not serve at this moment.
+        """
+        model = self.model(name)
+        if label is not None:
+            version = self._labelled(model, label)
+        with _pick(model, version).lease() as served:
+            yield served
+
+    async def reconcile(self) -> None:
+        """Load and unload until what serves is what the directory asks for."""
+        async with self._reconciling:
+            found = await asyncio.to_thread(scan, self._settings.repository)
+            for name in sorted(found.keys() | self._models.keys()):
+                if self._stopping.is_set():
+                    return
+                model = self._models.setdefault(name, Model(name))
+                await self._reconcile_model(model, found.get(name, {}))
+                if name not in found and not model.versions:
+                    del self._models[name]
+
+    async def _reconcile_model(self, model: Model, found: Mapping[int, Path]) -> None:
+        labelled = set(self._settings.labels.get(model.name, {}).values())
+        keep: set[int] = set()
+        latest = 0
+        for number in sorted(found, reverse=True):
+            is_latest = latest < self._settings.versions_to_serve
+            if not is_latest and number not in labelled:
+                continue
+            version = model.versions.setdefault(number, Version(number, found[number]))
+            if await self._ensure_available(model, version):
+                keep.add(number)
+                latest += is_latest
+        for number, version in tuple(model.versions.items()):
+            if number not in keep:
+                self._unload(version)
+            if number not in found and version.served is None:
+                del model.versions[number]
+
+    async def _ensure_available(self, model: Model, version: Version) -> bool:
+        if version.state is VersionState.AVAILABLE:
+            return True
+        if version.state is VersionState.UNLOADING:
+            return False  # the next look, when it has drained, loads it again
+        fingerprint = await asyncio.to_thread(_fingerprint, version.path)
+        if version.error is not None and fingerprint == version.fingerprint:
+            return False  # it failed before, and nothing has changed since
+        version.fingerprint = fingerprint
+        version.error = None
+        self._enter(version, VersionState.LOADING)
+        try:
+            version.served = await self._load(model.name, version)
+        except Exception as error:
+            # A damaged model may raise anything; it must not stop the good ones.
+            expected = isinstance(error, UnsupportedModel | CardError)
+            version.error = str(error) or repr(error)
+            self._metrics.model_load_failures_total.inc()
+            logger.log(
+                logging.ERROR,
+                "%s version %d cannot be served: %s",
+                model.name,
+                version.number,
+                version.error,
+                exc_info=None if expected else error,
+            )
+            self._enter(version, VersionState.END)
+            return False
+        self._enter(version, VersionState.AVAILABLE)
+        logger.info(
+            "%s version %d is available (%s)",
+            model.name,
+            version.number,
+            version.served.engine.kind,
+        )
+        return True
+
+    async def _load(self, name: str, version: Version) -> ServedVersion:
+        settings = self._settings
+        engine = await asyncio.to_thread(
+            engines.load, settings.engine, version.path, slots=settings.engine_slots
+        )
+        try:
+            card = ModelCard.read(version.path)
+            if card is None:
+                card = infer_card(engine.signatures)
+                logger.warning(
+                    "%s version %d has no model card; its image input and numbered "
+                    "labels are inferred from its signature",
+                    name,
+                    version.number,
+                )
+            served = ServedVersion(
+                card=card.model_copy(update={"name": name, "version": version.number}),
+                engine=engine,
+                metrics=self._metrics,
+                settings=settings,
+            )
+            await served.warm_up(max_batch_size=settings.max_batch_size)
+        except BaseException:
+            engine.close()
+            self._metrics.forget(name, version.number)
+            raise
+        return served
+
+    def _unload(self, version: Version) -> None:
+        served = version.served
+        if served is None:
+            return
+        version.served = None
+        self._enter(version, VersionState.UNLOADING)
+        self._spawn(self._drain(version, served))
+
+    async def _drain(self, version: Version, served: ServedVersion) -> None:
+        await served.close(drain_timeout_seconds=self._settings.drain_timeout_seconds)
+        self._metrics.forget(served.name, served.version)
+        self._enter(version, VersionState.END)
+        logger.info("%s version %d is unloaded", served.name, served.version)
+
+    async def _follow(self) -> None:
+        changes = awatch(
+            self._settings.repository,
+            stop_event=self._stopping,
+            rust_timeout=RESCAN_MILLISECONDS,
+            yield_on_timeout=True,
+        )
+        try:
+            async for _ in changes:
+                await self.reconcile()
+        except (OSError, RuntimeError) as error:
+            logger.warning(
+                "cannot watch %s (%s); looking every %d s instead",
+                self._settings.repository,
+                error,
+                RESCAN_MILLISECONDS // 1000,
+            )
+            await self._poll()
+
+    async def _poll(self) -> None:
+        while not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RESCAN_MILLISECONDS / 1000):
+                    await self._stopping.wait()
+            await self.reconcile()
+
+    def _enter(self, version: Version, state: VersionState) -> None:
+        version.state = state
+        self._on_change()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _only_model(self) -> Model:
+        candidates = [model for model in self._models.values() if model.versions]
+        if not candidates:
+            raise ModelNotReady(self.problem or "no model is loaded yet")
+        if len(candidates) > 1:
+            names = ", ".join(sorted(model.name for model in candidates))
+            raise InvalidRequest(
+                "there are several models; name one, as in /models/NAME/classify, or "
+                f"set default_model: {names}",
+                code="model_required",
+            )
+        return candidates[0]
+
+    def _labelled(self, model: Model, label: str) -> int:
+        labels = self._settings.labels.get(model.name, {})
+        if label not in labels:
+            raise NotFound(
+                f"model {model.name!r} has no label {label!r}; it has "
+                f"{', '.join(map(repr, sorted(labels))) or 'none'}",
+                code="label_not_found",
+            )
+        return labels[label]
+
+
+def _pick(model: Model, number: int | None) -> ServedVersion:
+    if number is None:
+        available = model.available
+        if not available:
+            raise ModelNotReady(_why_not_ready(model))
+        return available[0]
+    version = model.versions.get(number)
+    if version is None:
+        known = ", ".join(map(str, sorted(model.versions))) or "none"
+        raise NotFound(
+            f"model {model.name!r} has no version {number}; it has {known}",
+            code="version_not_found",
+        )
+    if version.served is None:
+        raise ModelNotReady(
+            f"version {number} of model {model.name!r} is {version.state}"
+            + (f": {version.error}" if version.error else "")
+        )
+    return version.served
+
+
+def _why_not_ready(model: Model) -> str:
+    if not model.versions:
+        return (
+            f"model {model.name!r} has no version: its directory needs a sub-directory "
+            "with a number for a name"
+        )
+    reasons = (
+        f"version {v.number} is {v.state}" + (f" ({v.error})" if v.error else "")
+        for v in model.versions.values()
+    )
+    return f"model {model.name!r} is not serving: {', '.join(reasons)}"
+
+
+def scan(root: Path) -> dict[str, dict[int, Path]]:
+    """Model names to version numbers to directories, as they are on disk now."""
+    found: dict[str, dict[int, Path]] = {}
+    try:
+        models = [d for d in root.iterdir() if d.is_dir() and d.name[0] != "."]
+    except FileNotFoundError:
+        return found
+    for model in models:
+        found[model.name] = {
+            int(d.name): d
+            for d in model.iterdir()
+            if d.name.isascii() and d.name.isdecimal() and int(d.name) and d.is_dir()
+        }
+    return found
+
+
+def _fingerprint(version_directory: Path) -> frozenset[tuple[str, int, int]]:
+    """Changes when a file of the version does."""
+    entries = set()
+    for path in version_directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            entries.add((str(path), stat.st_mtime_ns, stat.st_size))
+    return frozenset(entries)

@@ -1,0 +1,124 @@
+"""Runs the gateway's two servers in one process, from first bind to last answer."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+
+from service.app import create_app
+from service.errors import InvalidSettings
+from service.gateway import Gateway
+from service.grpc.server import create_server
+from service.settings import Settings
+
+BACKLOG = 2048
+
+
+class _HttpServer(uvicorn.Server):
+    """Ends with exit status 0 after a drain, and says when it has started."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_start: Callable[[], Awaitable[None]],
+        on_exit: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        await self._on_start()
+
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+        # uvicorn's own handler would die of the signal once the drain is over.
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self._loop.call_soon_threadsafe(self.stop)
+
+    def stop(self) -> None:
+        """Refuse new work and end when accepted work is done."""
+        self._on_exit()
+        self.should_exit = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Servers that have started; `stop` is what SIGTERM does."""
+
+    gateway: Gateway
+    http_port: int
+    grpc_port: int
+    stop: Callable[[], None]
+
+
+async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted.
+
+    Args:
+        settings: How to run.
+        on_start: Called once both ports are open and every model has been tried.
+
+    Raises:
+        InvalidSettings: A port is taken.
+    """
+    gateway = Gateway(settings)
+    listener = _listen(settings.host, settings.http_port)
+    try:
+        grpc_server, grpc_port = create_server(gateway)
+    except RuntimeError as error:
+        listener.close()
+        raise _cannot_listen(
+            settings.host, settings.grpc_port, "--grpc-port"
+        ) from error
+
+    async def start_grpc() -> None:
+        await grpc_server.start()
+        on_start(
+            Running(
+                gateway=gateway,
+                http_port=listener.getsockname()[1],
+                grpc_port=grpc_port,
+                stop=server.stop,
+            )
+        )
+
+    config = uvicorn.Config(
+        create_app(gateway=gateway),
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        timeout_graceful_shutdown=round(settings.drain_timeout_seconds),
+    )
+    server = _HttpServer(config, on_start=start_grpc, on_exit=gateway.begin_drain)
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        await grpc_server.stop(grace=settings.drain_timeout_seconds)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(host, port, "--http-port") from error
+
+
+def _cannot_listen(host: str, port: int, flag: str) -> InvalidSettings:
+    return InvalidSettings(
+        f"cannot listen on {host} port {port}: another program does, or the address is "
+        f"not this machine's; choose another with {flag} or --host"
+    )

@@ -1,0 +1,113 @@
+"""Every setting of the gateway: a flag, an environment variable and a TOML key each.
+
+`--max-batch-size 8`, `BLOCKSERVE_MAX_BATCH_SIZE=8` and `max_batch_size = 8` in
+`blockserve.toml` mean the same. Flags win over the environment, and that over the file.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from service.errors import InvalidSettings
+
+EngineChoice = Literal["auto", "openvino", "tensorflow", "stub"]
+DEFAULT_CONFIG_FILE: Final = Path("blockserve.toml")
+
+
+class Settings(BaseSettings):
+    """How the gateway runs; immutable once made."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BLOCKSERVE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    config: Path | None = None
+    """TOML file with settings; ./blockserve.toml is read if it is there."""
+    repository: Path = Path("model_repository")
+    """Directory of models: <repository>/<name>/<version>/."""
+    engine: EngineChoice = "auto"
+    """What runs the models; auto takes OpenVINO, or TensorFlow where it must."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every interface."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """Port of HTTP; 0 takes a free one."""
+    grpc_port: int = Field(default=8001, ge=0, le=65535)
+    """Port of gRPC; 0 takes a free one."""
+    tls_certificate: Path | None = None
+    """PEM certificate chain; with tls_key it turns TLS on for HTTP and gRPC."""
+    tls_key: Path | None = None
+    """PEM private key of tls_certificate."""
+    token: SecretStr | None = None
+    """Bearer token that requests must carry; health checks need none."""
+
+    default_model: str | None = None
+    """Model that answers /classify; not needed where there is only one."""
+    versions_to_serve: int = Field(default=1, ge=1)
+    """How many of a model's latest versions are loaded."""
+    labels: dict[str, dict[str, int]] = {}
+    """Version labels, model by model, as in --labels.inception.stable 1."""
+    top_k: int = Field(default=5, ge=1)
+    """Predictions an image gets where the request does not say."""
+
+    max_batch_size: int = Field(default=16, ge=1)
+    """Most rows that one engine call takes."""
+    max_queue_depth: int = Field(default=256, ge=1)
+    """Most requests that wait for one model version; more are refused."""
+    engine_slots: int | None = Field(default=None, ge=1)
+    """Calls that one engine runs at a time; chosen from the processor if not set."""
+
+    request_timeout_seconds: float = Field(default=30, gt=0)
+    """Time a request has where it does not say (X-Request-Timeout)."""
+    max_request_timeout_seconds: float = Field(default=300, gt=0)
+    """Most time that a request may ask for; more is cut to this."""
+    drain_timeout_seconds: float = Field(default=30, ge=0)
+    """Time that accepted requests have to finish after SIGTERM."""
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    """Largest request body."""
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    """Largest image, width times height, read from its header before decoding."""
+    max_images_per_request: int = Field(default=64, ge=1)
+    """Most images in one request."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log records to print."""
+
+    @model_validator(mode="after")
+    def _tls_needs_certificate_and_key(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            message = "tls_certificate and tls_key belong together: give both or none"
+            raise ValueError(message)
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003, fixed signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003, as above
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: arguments, environment, TOML file."""
+        chosen = init_settings().get("config") or env_settings().get("config")
+        if chosen is not None and not Path(chosen).is_file():
+            raise InvalidSettings(f"config: there is no file {chosen}")
+        path = Path(chosen or DEFAULT_CONFIG_FILE)
+        try:
+            file = TomlConfigSettingsSource(settings_cls, path)
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidSettings(f"{path} is not TOML: {error}") from error
+        return init_settings, env_settings, file

@@ -1,0 +1,91 @@
+"""What several tests need: repositories, images and running servers."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from models.card import ImageInput, ModelCard, OutputTensor
+from service.server import Running, run
+from service.settings import Settings
+
+LABELS = tuple("abcdefghij")
+
+
+def stub_version(
+    repository: Path, name: str = "stub", version: int = 1, **changes: Any
+) -> Path:
+    """A version directory that the stub engine loads: a card and an empty model."""
+    card = ModelCard(
+        name=name,
+        version=version,
+        architecture="stub",
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        image_input=ImageInput(
+            tensor="images", height=4, width=4, channels=1, colour_order="grey"
+        ),
+        outputs=(OutputTensor(name="probabilities", role="probabilities"),),
+        labels=LABELS,
+    ).model_copy(update=changes)
+    directory = repository / name / str(version)
+    directory.mkdir(parents=True)
+    card.write(directory)
+    (directory / "saved_model.pb").touch()
+    return directory
+
+
+def encode(pixels: Any, form: str = "PNG", **options: Any) -> bytes:
+    """Encode an array or a Pillow image."""
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def image_of_class(index: int) -> bytes:
+    """A 4×4 grey PNG to which the stub engine gives the class `index`."""
+    pixels = np.zeros((4, 4), np.uint8)
+    pixels[0, 0] = index
+    return encode(pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running gateway and an HTTP client of it."""
+
+    running: Running
+    client: httpx.AsyncClient
+
+
+@asynccontextmanager
+async def serving(repository: Path, **settings: Any) -> AsyncIterator[Served]:
+    """Run both servers on free ports, over real sockets, until the block ends."""
+    started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
+    chosen = Settings(
+        repository=repository,
+        **{"engine": "stub", "http_port": 0, "grpc_port": 0, **settings},
+    )
+    server = asyncio.create_task(run(chosen, on_start=started.set_result))
+    await asyncio.wait({server, started}, return_when=asyncio.FIRST_COMPLETED)
+    if server.done():
+        server.result()
+    running = started.result()
+    url = f"http://127.0.0.1:{running.http_port}"
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        yield Served(running, client)
+    running.stop()
+    await server
+
+
+def only(items: Any) -> Any:
+    """The single item of a collection."""
+    (item,) = items
+    return item

@@ -1,0 +1,139 @@
+"""One contract for every engine, and what sets each apart."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.datasets import digits
+from service import engines
+from service.engines import Engine
+from service.errors import UnsupportedModel
+from service.settings import EngineChoice
+from tests.support import only
+
+ENGINES: tuple[EngineChoice, ...] = ("openvino", "tensorflow", "stub")
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest, version_directory: Path) -> Engine:
+    return engines.load(request.param, version_directory, slots=2)
+
+
+def random_images(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (rows, 28, 28, 1), np.uint8)
+
+
+async def probabilities(engine: Engine, images: np.ndarray[Any, Any]) -> Any:
+    answer = await engine.infer("serving_default", {"images": images})
+    assert answer.keys() == {"probabilities"}
+    return answer["probabilities"]
+
+
+def test_an_engine_tells_its_signature(engine: Engine) -> None:
+    signature = engine.signatures["serving_default"]
+    assert str(only(signature.inputs.values())) == "images uint8[batch,28,28,1]"
+    assert str(only(signature.outputs.values())) == "probabilities float32[batch,10]"
+    assert signature.batched
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 33])
+async def test_an_engine_answers_each_row_of_any_batch(
+    engine: Engine, rows: int
+) -> None:
+    answer = await probabilities(engine, random_images(rows))
+    assert (answer.shape, answer.dtype) == ((rows, 10), np.float32)
+    np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
+
+
+async def test_a_row_has_the_same_answer_alone_and_in_a_batch(engine: Engine) -> None:
+    images = random_images(5)
+    together = await probabilities(engine, images)
+    for index in range(5):
+        alone = await probabilities(engine, images[index : index + 1])
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-4)
+
+
+async def test_an_answer_stays_as_it_is_when_the_next_batch_runs(
+    engine: Engine,
+) -> None:
+    first = await probabilities(engine, random_images(3, seed=1))
+    before = first.copy()
+    await probabilities(engine, random_images(3, seed=2))
+    np.testing.assert_array_equal(first, before)
+
+
+async def test_calls_in_all_slots_at_once_get_their_own_answers(engine: Engine) -> None:
+    batches = [random_images(2, seed=seed) for seed in range(8)]
+    expected = [await probabilities(engine, batch) for batch in batches]
+    answers = await asyncio.gather(*(probabilities(engine, b) for b in batches))
+    for answer, want in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer, want, atol=1e-5)
+
+
+async def test_openvino_and_tensorflow_give_the_same_probabilities(
+    version_directory: Path,
+) -> None:
+    images = digits().held_out_images[:64]
+    answers = []
+    for choice in ("openvino", "tensorflow"):
+        loaded = engines.load(choice, version_directory, slots=None)
+        answers.append(await probabilities(loaded, images))
+        loaded.close()
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-3)
+
+
+async def test_tensorflow_also_runs_the_signature_that_decodes_images(
+    version_directory: Path,
+) -> None:
+    loaded = engines.load("tensorflow", version_directory, slots=None)
+    sample = (version_directory / "assets.extra/sample.png").read_bytes()
+    encoded = np.array([sample, sample], object)
+    answer = await loaded.infer("serving_bytes", {"image_bytes": encoded})
+    pixels = digits().held_out_images[:1]
+    expected = await probabilities(loaded, pixels)
+    np.testing.assert_allclose(answer["probabilities"][1], expected[0], atol=1e-5)
+    loaded.close()
+
+
+def test_auto_takes_openvino_where_it_can(version_directory: Path) -> None:
+    loaded = engines.load("auto", version_directory, slots=None)
+    assert loaded.kind == "openvino"
+    loaded.close()
+
+
+def damaged(version_directory: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "1"
+    shutil.copytree(version_directory, copy)
+    (copy / "saved_model.pb").write_bytes(b"damaged")
+    return copy
+
+
+def test_a_damaged_model_says_what_each_engine_found(
+    version_directory: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=r"OpenVINO.*TensorFlow"):
+        engines.load("auto", damaged(version_directory, tmp_path), slots=None)
+
+
+def test_without_tensorflow_auto_says_what_to_install(
+    version_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "find_spec", lambda _: None)
+    with pytest.raises(UnsupportedModel, match=r"pip install 'blockserve\[tensorflow"):
+        engines.load("auto", damaged(version_directory, tmp_path), slots=None)
+
+
+def test_a_directory_without_a_model_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"saved_model\.pb"):
+        engines.load("auto", tmp_path, slots=None)
+
+
+def test_the_stub_needs_a_card(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(UnsupportedModel, match="card"):
+        engines.load("stub", tmp_path, slots=None)

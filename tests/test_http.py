@@ -1,0 +1,536 @@
+"""The HTTP interface, over real sockets, on the stub engine."""
+
+import asyncio
+import base64
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.engines.stub import StubEngine
+from tests.support import (
+    LABELS,
+    Served,
+    encode,
+    image_of_class,
+    only,
+    serving,
+    stub_version,
+)
+
+PNG = {"content-type": "image/png"}
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    stub_version(tmp_path)
+    async with serving(tmp_path, max_body_bytes=100_000) as served:
+        yield served
+
+
+@pytest.fixture
+def client(served: Served) -> httpx.AsyncClient:
+    return served.client
+
+
+def engine_of(served: Served) -> StubEngine:
+    (model,) = served.running.gateway.repository.models.values()
+    engine = model.available[0].engine
+    assert isinstance(engine, StubEngine)
+    return engine
+
+
+def top_labels(answer: httpx.Response) -> list[str]:
+    assert answer.status_code == 200, answer.text
+    return [r["predictions"][0]["label"] for r in answer.json()["results"]]
+
+
+def error_of(answer: httpx.Response, status: int) -> tuple[str, str]:
+    """The code and the message of an error in the one shape that errors have."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json().keys() == {"error"}
+    error = answer.json()["error"]
+    assert error.keys() == {"code", "message"}
+    return error["code"], error["message"]
+
+
+async def test_a_raw_image_is_classified(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/classify", content=image_of_class(3), headers=PNG)
+    assert top_labels(answer) == ["d"]
+    body = answer.json()
+    assert body.keys() == {"model", "version", "results"}
+    assert (body["model"], body["version"]) == ("stub", 1)
+    best, *others = only(body["results"])["predictions"]
+    assert best == {"label": "d", "index": 3, "probability": pytest.approx(0.9)}
+    assert len(others) == 4
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", None])
+async def test_bytes_without_an_image_type_are_tried_as_an_image(
+    client: httpx.AsyncClient, content_type: str | None
+) -> None:
+    headers = {"content-type": content_type} if content_type else {}
+    answer = await client.post("/classify", content=image_of_class(1), headers=headers)
+    assert top_labels(answer) == ["b"]
+
+
+async def test_multipart_images_are_answered_in_order(
+    client: httpx.AsyncClient,
+) -> None:
+    files = [("image", (f"{n}.png", image_of_class(n), "image/png")) for n in (5, 0, 9)]
+    answer = await client.post("/classify", files=files)
+    assert top_labels(answer) == ["f", "a", "j"]
+
+
+async def test_json_images_are_answered_in_order(client: httpx.AsyncClient) -> None:
+    images = [{"b64": base64.b64encode(image_of_class(n)).decode()} for n in (2, 7)]
+    answer = await client.post("/classify", json={"images": images})
+    assert top_labels(answer) == ["c", "h"]
+
+
+async def test_top_k_chooses_how_many_predictions_there_are(
+    client: httpx.AsyncClient,
+) -> None:
+    for top_k, expected in ((1, 1), (3, 3), (50, len(LABELS))):
+        answer = await client.post(
+            "/classify",
+            params={"top_k": top_k},
+            content=image_of_class(3),
+            headers=PNG,
+        )
+        predictions = only(answer.json()["results"])["predictions"]
+        assert len(predictions) == expected
+        probabilities = [p["probability"] for p in predictions]
+        assert probabilities == sorted(probabilities, reverse=True)
+
+
+async def test_a_model_version_or_label_can_be_named(tmp_path: Path) -> None:
+    stub_version(tmp_path, version=1)
+    stub_version(tmp_path, version=2)
+    labels = {"stub": {"stable": 1}}
+    async with serving(tmp_path, labels=labels) as served:
+        for path, version in {
+            "/classify": 2,
+            "/models/stub/classify": 2,
+            "/models/stub/versions/1/classify": 1,
+            "/models/stub/versions/2/classify": 2,
+            "/models/stub/labels/stable/classify": 1,
+        }.items():
+            answer = await served.client.post(
+                path, content=image_of_class(0), headers=PNG
+            )
+            assert answer.json()["version"] == version, path
+
+
+async def test_a_model_must_be_named_where_there_are_several(tmp_path: Path) -> None:
+    stub_version(tmp_path, "first")
+    stub_version(tmp_path, "second")
+    async with serving(tmp_path) as served:
+        answer = await served.client.post(
+            "/classify", content=image_of_class(0), headers=PNG
+        )
+        code, message = error_of(answer, 400)
+        assert code == "model_required"
+        assert "first, second" in message
+    async with serving(tmp_path, default_model="second") as served:
+        answer = await served.client.post(
+            "/classify", content=image_of_class(0), headers=PNG
+        )
+        assert answer.json()["model"] == "second"
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/models/nope/classify", "model_not_found"),
+        ("/models/stub/versions/7/classify", "version_not_found"),
+        ("/models/stub/labels/nope/classify", "label_not_found"),
+        ("/nope", "not_found"),
+    ],
+)
+async def test_what_does_not_exist_is_answered_with_404(
+    client: httpx.AsyncClient, path: str, code: str
+) -> None:
+    answer = await client.post(path, content=image_of_class(0), headers=PNG)
+    assert error_of(answer, 404)[0] == code
+
+
+def huge_png() -> bytes:
+    """A PNG of some dozen bytes that declares 30000×30000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+
+
+def truncated_png() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return encode(noise)[:3000]
+
+
+BAD_REQUESTS: list[tuple[str, bytes, dict[str, str], int, str]] = [
+    ("", b"this is no image", PNG, 422, "invalid_image"),
+    ("", truncated_png(), PNG, 422, "invalid_image"),
+    ("", b"", PNG, 400, "empty_body"),
+    ("", b"", {}, 400, "empty_body"),
+    ("", b"a=b", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+    ("", huge_png(), PNG, 413, "image_too_large"),
+    ("", bytes(100_001), PNG, 413, "body_too_large"),
+    ("", b"{", {"content-type": "application/json"}, 400, "invalid_json"),
+    ("", b"[]", {"content-type": "application/json"}, 400, "invalid_json"),
+    ("", b'{"images":[{}]}', {"content-type": "application/json"}, 400, "invalid_json"),
+    ("", b'{"images":[]}', {"content-type": "application/json"}, 400, "no_image"),
+    (
+        "",
+        b'{"images":[{"b64":"*"}]}',
+        {"content-type": "application/json"},
+        400,
+        "invalid_base64",
+    ),
+    ("", b"x", {"content-type": "multipart/form-data"}, 400, "invalid_multipart"),
+    (
+        "",
+        b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--b--\r\n',
+        {"content-type": "multipart/form-data; boundary=b"},
+        400,
+        "no_image",
+    ),
+    ("?top_k=0", image_of_class(0), PNG, 400, "invalid_request"),
+    ("?top_k=many", image_of_class(0), PNG, 400, "invalid_request"),
+    ("", image_of_class(0), {**PNG, "x-request-timeout": "-1"}, 400, "invalid_request"),
+    (
+        "",
+        image_of_class(0),
+        {**PNG, "x-request-timeout": "soon"},
+        400,
+        "invalid_request",
+    ),
+]
+
+
+@pytest.mark.parametrize(("query", "body", "headers", "status", "code"), BAD_REQUESTS)
+async def test_bad_input_is_refused_and_the_server_goes_on(
+    client: httpx.AsyncClient,
+    query: str,
+    body: bytes,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+) -> None:
+    answer = await client.post(f"/classify{query}", content=body, headers=headers)
+    assert error_of(answer, status)[0] == code
+    again = await client.post("/classify", content=image_of_class(3), headers=PNG)
+    assert top_labels(again) == ["d"]
+
+
+async def test_a_body_over_the_limit_is_refused_without_its_length_being_declared(
+    client: httpx.AsyncClient,
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield bytes(10_000)
+
+    answer = await client.post("/classify", content=chunks(), headers=PNG)
+    assert error_of(answer, 413)[0] == "body_too_large"
+
+
+async def test_too_many_images_are_refused(tmp_path: Path) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, max_images_per_request=2) as served:
+        files = [("image", ("a.png", image_of_class(0), "image/png"))] * 3
+        answer = await served.client.post("/classify", files=files)
+        assert error_of(answer, 413)[0] == "too_many_images"
+
+
+async def test_the_error_of_one_image_among_several_says_which(
+    client: httpx.AsyncClient,
+) -> None:
+    files = [("image", ("a.png", data)) for data in (image_of_class(0), b"no image")]
+    answer = await client.post("/classify", files=files)
+    code, message = error_of(answer, 422)
+    assert code == "invalid_image"
+    assert message.startswith("image 1: ")
+
+
+async def test_a_wrong_method_is_answered_with_405(client: httpx.AsyncClient) -> None:
+    assert error_of(await client.get("/classify"), 405)[0] == "method_not_allowed"
+
+
+async def test_a_request_out_of_time_is_answered_with_504(served: Served) -> None:
+    engine_of(served).gate.clear()
+    answer = await served.client.post(
+        "/classify",
+        content=image_of_class(0),
+        headers={**PNG, "x-request-timeout": "0.05"},
+    )
+    engine_of(served).gate.set()
+    assert error_of(answer, 504)[0] == "deadline_exceeded"
+
+
+async def test_a_full_queue_is_answered_with_503_and_when_to_try_again(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, max_queue_depth=1, max_batch_size=1) as served:
+        engine = engine_of(served)
+        engine.gate.clear()
+        requests = [
+            asyncio.create_task(
+                served.client.post("/classify", content=image_of_class(0), headers=PNG)
+            )
+            for _ in range(3)
+        ]
+        done, waiting = await asyncio.wait(
+            requests, return_when=asyncio.FIRST_COMPLETED
+        )
+        refused = only(done).result()
+        assert error_of(refused, 503)[0] == "overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+        engine.gate.set()
+        assert [top_labels(await request) for request in waiting] == [["a"], ["a"]]
+
+
+async def test_a_failing_engine_is_a_500_without_its_inner_workings(
+    served: Served,
+) -> None:
+    engine_of(served).failure = RuntimeError("secret address 0xdeadbeef")
+    answer = await served.client.post(
+        "/classify", content=image_of_class(0), headers=PNG
+    )
+    code, message = error_of(answer, 500)
+    assert code == "engine_failure"
+    assert "secret" not in message
+    engine_of(served).failure = None
+    again = await served.client.post(
+        "/classify", content=image_of_class(0), headers=PNG
+    )
+    assert top_labels(again) == ["a"]
+
+
+async def test_a_client_that_goes_away_withdraws_its_request(served: Served) -> None:
+    engine = engine_of(served)
+    engine.gate.clear()
+    port = served.running.http_port
+    image = image_of_class(0)
+    head = (
+        f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
+        f"content-length: {len(image)}\r\n\r\n"
+    )
+    gateway = served.running.gateway
+    (model,) = gateway.repository.models.values()
+    version = model.available[0]
+    batcher = only(version.batchers.values())
+    writers = []
+    for _ in range(2):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head.encode() + image)
+        await writer.drain()
+        writers.append(writer)
+    while len(batcher._unanswered) < 2:
+        await asyncio.sleep(0)
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+    while batcher._unanswered:
+        await asyncio.sleep(0)
+    engine.gate.set()
+
+
+async def test_models_are_described(client: httpx.AsyncClient) -> None:
+    model = only((await client.get("/models")).json()["models"])
+    assert model == (await client.get("/models/stub")).json()
+    assert model["name"] == "stub"
+    version = only(model["versions"])
+    assert (version["version"], version["state"]) == (1, "AVAILABLE")
+    assert version["engine"] == "stub"
+    assert version["card"]["labels"] == list(LABELS)
+    answer = await client.get("/models/nope")
+    assert error_of(answer, 404)[0] == "model_not_found"
+
+
+async def test_graph_and_summary_are_served_as_they_were_exported(
+    tmp_path: Path,
+) -> None:
+    directory = stub_version(tmp_path)
+    (directory / "assets.extra/graph.svg").write_text("<svg/>")
+    (directory / "assets.extra/summary.txt").write_text("layers")
+    async with serving(tmp_path) as served:
+        graph = await served.client.get("/models/stub/graph.svg")
+        assert (graph.headers["content-type"], graph.text) == (
+            "image/svg+xml",
+            "<svg/>",
+        )
+        summary = await served.client.get("/models/stub/summary?version=1")
+        assert summary.text == "layers"
+        answer = await served.client.get("/models/stub/summary?version=9")
+        assert error_of(answer, 404)[0] == "version_not_found"
+        answer = await served.client.get("/models/stub/summary?version=x")
+        assert error_of(answer, 422)[0] == "invalid_request"
+
+
+async def test_a_model_without_a_graph_says_so(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/models/stub/graph.svg")
+    assert error_of(answer, 404)[0] == "asset_not_found"
+
+
+async def test_health_and_readiness(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/healthz")).json() == {"status": "alive"}
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+
+
+async def test_an_empty_repository_is_alive_but_not_ready(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        assert (await served.client.get("/healthz")).status_code == 200
+        code, message = error_of(await served.client.get("/readyz"), 503)
+        assert code == "not_ready"
+        assert "holds no model" in message
+        answer = await served.client.post(
+            "/classify", content=image_of_class(0), headers=PNG
+        )
+        assert error_of(answer, 503)[0] == "model_not_ready"
+
+
+async def test_a_draining_gateway_refuses_new_work(served: Served) -> None:
+    served.running.gateway.begin_drain()
+    answer = await served.client.post(
+        "/classify", content=image_of_class(0), headers=PNG
+    )
+    assert error_of(answer, 503)[0] == "draining"
+    assert error_of(await served.client.get("/readyz"), 503)[0] == "not_ready"
+
+
+async def test_accepted_requests_finish_when_the_server_stops(served: Served) -> None:
+    engine = engine_of(served)
+    engine.gate.clear()
+    request = asyncio.create_task(
+        served.client.post("/classify", content=image_of_class(3), headers=PNG)
+    )
+    in_flight = 'blockserve_requests_in_flight{protocol="http"}'
+    while f"{in_flight} 1.0" not in (await served.client.get("/metrics")).text:
+        await asyncio.sleep(0)
+    served.running.stop()
+    engine.gate.set()
+    assert top_labels(await request) == ["d"]
+
+
+async def test_metrics_count_requests_stages_and_errors(served: Served) -> None:
+    client = served.client
+    for _ in range(3):
+        await client.post("/classify", content=image_of_class(0), headers=PNG)
+    await client.post("/classify", content=b"no image", headers=PNG)
+    await client.post("/models/nope/classify", content=b"x", headers=PNG)
+    text = (await client.get("/metrics")).text
+    samples: dict[tuple[str, ...], float] = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "le" not in sample.labels
+    }
+    assert samples["blockserve_requests_total", "1", "http", "stub"] == 4
+    assert (
+        samples["blockserve_request_duration_seconds_count", "1", "http", "stub"] == 4
+    )
+    assert samples["blockserve_errors_total", "1", "http", "invalid_image", "stub"] == 1
+    assert samples["blockserve_errors_total", "", "", "http", "model_not_found"] == 1
+    for stage in ("decode", "queue", "inference"):
+        key = sorted(("1", stage, "stub"))
+        count = samples["blockserve_stage_duration_seconds_count", *key]
+        assert count == 3, stage
+    assert samples["blockserve_batch_size_rows_sum", "1", "stub"] == 3
+    assert samples["blockserve_queue_depth_requests", "1", "stub"] == 0
+    assert samples["blockserve_requests_in_flight", "http"] == 0
+
+
+async def test_what_clients_send_never_becomes_a_metric_label(
+    client: httpx.AsyncClient,
+) -> None:
+    for n in range(5):
+        await client.post(f"/models/evil{n}/classify", content=b"x", headers=PNG)
+    assert "evil" not in (await client.get("/metrics")).text
+
+
+async def test_openmetrics_is_answered_to_who_asks_for_it(
+    client: httpx.AsyncClient,
+) -> None:
+    accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+    answer = await client.get("/metrics", headers=accept)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
+async def test_the_documentation_needs_no_other_host(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    assert "http://" not in page
+    assert "https://" not in page
+    for path in ("/static-offline-docs/swagger-ui-bundle.js", "/openapi.json"):
+        assert path in page
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_the_openapi_document_holds_every_endpoint(
+    client: httpx.AsyncClient,
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) >= {
+        "/classify",
+        "/models/{name}/classify",
+        "/models/{name}/versions/{version}/classify",
+        "/models/{name}/labels/{label}/classify",
+        "/models",
+        "/models/{name}",
+        "/models/{name}/graph.svg",
+        "/models/{name}/summary",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    }
+    references = {
+        value.rsplit("/", 1)[1]
+        for value in _strings(document)
+        if value.startswith("#/components/schemas/")
+    }
+    assert references <= document["components"]["schemas"].keys()
+
+
+def _strings(node: Any) -> list[str]:
+    if isinstance(node, str):
+        return [node]
+    children = node.values() if isinstance(node, dict) else node
+    if not isinstance(node, dict | list):
+        return []
+    return [text for child in children for text in _strings(child)]
+
+
+async def test_a_token_guards_everything_but_health(tmp_path: Path) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, token="secret") as served:  # noqa: S106, a test's
+        client = served.client
+        answer = await client.post("/classify", content=image_of_class(0), headers=PNG)
+        assert error_of(answer, 401)[0] == "unauthorized"
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert error_of(await client.get("/models"), 401)[0] == "unauthorized"
+        assert (await client.get("/readyz")).status_code == 200
+        client.headers["authorization"] = "Bearer secret"
+        answer = await client.post("/classify", content=image_of_class(0), headers=PNG)
+        assert top_labels(answer) == ["a"]
+
+
+async def test_concurrent_requests_get_their_own_answers(served: Served) -> None:
+    classes = [n % 10 for n in range(100)]
+    answers = await asyncio.gather(
+        *(
+            served.client.post("/classify", content=image_of_class(n), headers=PNG)
+            for n in classes
+        )
+    )
+    assert [only(top_labels(a)) for a in answers] == [LABELS[n] for n in classes]

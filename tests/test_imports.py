@@ -1,0 +1,112 @@
+"""Which module may import which: layers downwards only, and no TensorFlow to serve."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+
+# Each layer may import those below it in this list, and itself.
+LAYERS: Final = (
+    ("service.cli", "service.__main__"),
+    ("service.server",),
+    ("service.app",),
+    ("service.http", "service.grpc"),
+    ("service.gateway",),
+    ("service.classification",),
+    ("service.repository",),
+    ("service.served_version",),
+    ("service.batching", "service.imaging"),
+    ("service.engines",),
+    ("service.metrics",),
+    ("service.tensors", "service.settings"),
+    ("service.errors",),
+)
+SHARED_WITH_MODELS: Final = "models.card"
+
+
+def modules(package: str) -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+def imports(path: Path) -> set[str]:
+    """The full names of all modules and members that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer_of(name: str) -> int | None:
+    for depth, packages in enumerate(LAYERS):
+        if any(name == p or name.startswith(f"{p}.") for p in packages):
+            return depth
+    return None
+
+
+def test_every_module_of_the_service_has_a_layer() -> None:
+    homeless = {name for name in modules("service") if layer_of(name) is None}
+    assert homeless == {"service"}
+
+
+@pytest.mark.parametrize("module", sorted(modules("service")))
+def test_layers_import_downwards_only(module: str) -> None:
+    own = layer_of(module)
+    for name in imports(modules("service")[module]):
+        other = layer_of(name)
+        if own is not None and other is not None:
+            assert other >= own, f"{module} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("module", sorted(modules("service")))
+def test_the_service_imports_only_the_card_from_the_build_side(module: str) -> None:
+    for name in imports(modules("service")[module]):
+        if name.split(".")[0] in {"models", "loadtest", "tests"}:
+            assert name.startswith(SHARED_WITH_MODELS), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted(modules("models")))
+def test_the_build_side_imports_nothing_from_the_service(module: str) -> None:
+    tops = {name.split(".")[0] for name in imports(modules("models")[module])}
+    assert not tops & {"service", "loadtest", "tests"}
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.server", "service.cli"])
+def test_serving_loads_no_framework(module: str) -> None:
+    """In a fresh interpreter, for this one may have loaded TensorFlow already."""
+    code = f"import sys, {module}; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    tops = {name.split(".")[0] for name in done.stdout.split()}
+    assert not tops & {"tensorflow", "keras", "openvino", "mlxtend"}
+
+
+def test_the_embedded_engine_loads_no_tensorflow_and_reports_nothing(
+    version_directory: Path,
+) -> None:
+    code = (
+        "import sys, pathlib; from service import engines; "
+        f"engines.load('auto', pathlib.Path({str(version_directory)!r}), slots=1); "
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    names = done.stdout.split()
+    assert "openvino" in names
+    assert "tensorflow" not in names
+    assert not [name for name in names if "telemetry" in name]

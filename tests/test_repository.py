@@ -1,0 +1,196 @@
+"""How the repository follows the directory: load, switch, drain, report."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.card import CARD_FILE
+from service.engines.stub import StubEngine
+from service.errors import ModelNotReady, NotFound
+from service.metrics import Metrics
+from service.repository import Repository, VersionState
+from service.settings import Settings
+from tests.support import stub_version
+
+
+@asynccontextmanager
+async def following(root: Path, **settings: Any) -> AsyncIterator[Repository]:
+    options = {"engine": "stub", "repository": root, **settings}
+    repository = Repository(Settings(**options), Metrics())
+    await repository.start()
+    yield repository
+    await repository.stop()
+
+
+def serving(repository: Repository, name: str = "stub") -> list[int]:
+    return [version.version for version in repository.models[name].available]
+
+
+def state(repository: Repository, number: int, name: str = "stub") -> VersionState:
+    return repository.models[name].versions[number].state
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_latest_version_serves(tmp_path: Path) -> None:
+    for version in (1, 2, 10):
+        stub_version(tmp_path, version=version)
+    async with following(tmp_path) as repository:
+        assert serving(repository) == [10]
+
+
+async def test_more_versions_serve_if_the_settings_say_so(tmp_path: Path) -> None:
+    for version in (1, 2, 3, 4):
+        stub_version(tmp_path, version=version)
+    labels = {"stub": {"stable": 1}}
+    async with following(tmp_path, versions_to_serve=2, labels=labels) as repository:
+        assert serving(repository) == [4, 3, 1]
+
+
+async def test_a_new_version_is_found_and_takes_over(tmp_path: Path) -> None:
+    stub_version(tmp_path, version=1)
+    async with following(tmp_path) as repository:
+        assert serving(repository) == [1]
+        draft = stub_version(tmp_path / ".draft", version=2)
+        draft.rename(tmp_path / "stub" / "2")
+        await until(lambda: serving(repository) == [2])
+        await until(lambda: state(repository, 1) is VersionState.END)
+
+
+async def test_a_new_model_is_found(tmp_path: Path) -> None:
+    async with following(tmp_path) as repository:
+        assert repository.problem is not None
+        stub_version(tmp_path)
+        await until(lambda: "stub" in repository.models and serving(repository) == [1])
+        assert repository.problem is None
+
+
+async def test_a_version_that_is_removed_stops_to_serve(tmp_path: Path) -> None:
+    stub_version(tmp_path, version=1)
+    stub_version(tmp_path, version=2)
+    async with following(tmp_path) as repository:
+        shutil.rmtree(tmp_path / "stub" / "2")
+        await until(lambda: serving(repository) == [1])
+
+
+async def test_the_old_version_finishes_what_it_has_accepted(tmp_path: Path) -> None:
+    stub_version(tmp_path, version=1)
+    async with following(tmp_path) as repository:
+        with repository.lease("stub") as old:
+            stub_version(tmp_path, version=2)
+            await repository.reconcile()
+            assert serving(repository) == [2]
+            assert state(repository, 1) is VersionState.UNLOADING
+            engine = old.engine
+            assert isinstance(engine, StubEngine)
+        await until(lambda: state(repository, 1) is VersionState.END)
+
+
+@pytest.mark.parametrize("damage", ["no model", "no card", "card of another kind"])
+async def test_a_broken_version_is_reported_and_the_good_one_serves_on(
+    tmp_path: Path, damage: str
+) -> None:
+    stub_version(tmp_path, version=1)
+    async with following(tmp_path) as repository:
+        draft = stub_version(tmp_path / ".draft", version=2)
+        match damage:
+            case "no model":
+                (draft / "saved_model.pb").unlink()
+            case "no card":
+                (draft / CARD_FILE).unlink()
+            case _:
+                (draft / CARD_FILE).write_text('{"name": 3}')
+        draft.rename(tmp_path / "stub" / "2")
+        await repository.reconcile()
+        assert serving(repository) == [1]
+        broken = repository.models["stub"].versions[2]
+        assert broken.state is VersionState.END
+        assert broken.error
+        assert repository.problem is None
+        with pytest.raises(ModelNotReady), repository.lease("stub", version=2):
+            pass
+
+
+async def test_at_start_a_broken_version_gives_way_to_an_older_one(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path, version=1)
+    (stub_version(tmp_path, version=2) / CARD_FILE).unlink()
+    async with following(tmp_path) as repository:
+        assert serving(repository) == [1]
+
+
+async def test_a_broken_version_is_tried_again_when_it_changes(tmp_path: Path) -> None:
+    card = stub_version(tmp_path) / CARD_FILE
+    text = card.read_text()
+    card.write_text("{}")
+    async with following(tmp_path) as repository:
+        assert serving(repository) == []
+        problem = repository.problem
+        assert problem is not None
+        assert "is not a model card" in problem
+        card.write_text(text)
+        await until(lambda: serving(repository) == [1])
+
+
+async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None:
+    stub_version(tmp_path, version=1)
+    options = {"engine": "stub", "repository": tmp_path}
+    metrics = Metrics()
+    repository = Repository(Settings(**options), metrics)
+    await repository.start()
+    assert 'version="1"' in metrics.render("")[0].decode()
+    stub_version(tmp_path, version=2)
+    await until(lambda: serving(repository) == [2])
+    await until(lambda: state(repository, 1) is VersionState.END)
+    text = metrics.render("")[0].decode()
+    assert 'version="1"' not in text
+    assert 'version="2"' in text
+    await repository.stop()
+
+
+async def test_names_that_are_no_versions_are_ignored(tmp_path: Path) -> None:
+    stub_version(tmp_path, version=1)
+    for name in ("0", "-1", "1.5", "tmp", "²"):
+        (tmp_path / "stub" / name).mkdir()
+    (tmp_path / "README").touch()
+    async with following(tmp_path) as repository:
+        assert list(repository.models) == ["stub"]
+        assert list(repository.models["stub"].versions) == [1]
+
+
+async def test_a_model_directory_without_versions_says_what_it_needs(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "flat").mkdir()
+    async with following(tmp_path) as repository:
+        with (
+            pytest.raises(ModelNotReady, match="number for a name"),
+            repository.lease("flat"),
+        ):
+            pass
+        with pytest.raises(NotFound, match="'flat'"), repository.lease("other"):
+            pass
+
+
+async def test_a_savedmodel_without_a_card_is_described_by_its_signature(
+    version_directory: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "plain" / "1"
+    shutil.copytree(version_directory, copy)
+    (copy / CARD_FILE).unlink()
+    async with following(tmp_path, engine="openvino") as repository:
+        with repository.lease() as served:
+            image = served.card.image_input
+            assert image is not None
+            assert (image.tensor, image.height, image.channels) == ("images", 28, 1)
+            assert served.card.labels == tuple("0123456789")
