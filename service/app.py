@@ -37,6 +37,11 @@ def create_app(
         summary="Serves block-based CNNs",
         version=version("blockserve"),
         redoc_url=None,
+        openapi_tags=[
+            {"name": "classify", "description": "Images in, labels out"},
+            {"name": "models", "description": "What is served"},
+            {"name": "operations", "description": "Health and metrics"},
+        ],
         lifespan=lifespan,
     )
     app.state.gateway = gateway

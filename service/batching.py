@@ -97,6 +97,7 @@ class Batcher:
         batched: Whether the first dimension counts rows. Where it does not, a request
             is one row whatever its shape, and its outputs are handed on untouched.
         metrics: Where queue time, inference time and batch size are observed.
+        on_crash: Called when dispatching has failed for good.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Batcher:
         max_queue_depth: int,
         batched: bool = True,
         metrics: VersionMetrics,
+        on_crash: Callable[[], None] = lambda: None,
     ) -> None:
         self._infer = infer
         self._free_slots = slots
@@ -115,6 +117,7 @@ class Batcher:
         self._max_queue_depth = max_queue_depth
         self._batched = batched
         self._metrics = metrics
+        self._on_crash = on_crash
         self._queue: deque[_Request] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._unanswered: set[asyncio.Future[dict[str, Array]]] = set()
@@ -266,6 +269,7 @@ class Batcher:
     def _crash(self, error: BaseException) -> None:
         logger.error("dispatching failed; refusing requests", exc_info=error)
         self._stop(_crashed)
+        self._on_crash()
 
     def _stop(self, reason: Callable[[], BlockserveError]) -> None:
         self._refuse = self._refuse or reason

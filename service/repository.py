@@ -76,7 +76,8 @@ class Repository:
     Args:
         settings: Where the models are, which versions to serve, and how.
         metrics: Where versions register their time series.
-        on_change: Called on the event loop whenever a version's state has changed.
+        on_change: Called on the event loop when a version's state has changed or its
+            dispatching has crashed.
     """
 
     def __init__(
@@ -262,6 +263,7 @@ class Repository:
                 engine=engine,
                 metrics=self._metrics,
                 settings=settings,
+                on_crash=self._on_change,
             )
             await served.warm_up(max_batch_size=settings.max_batch_size)
         except BaseException:

@@ -1,7 +1,7 @@
 """A loaded model version: its card, its engine, and a batcher for each signature."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -19,10 +19,19 @@ IMAGE_RANK: Final = 4
 
 
 class ServedVersion:
-    """A model version that answers requests, kept loaded while leases are out."""
+    """A model version that answers requests, kept loaded while leases are out.
+
+    `on_crash` is called when one of its batchers has failed for good.
+    """
 
     def __init__(
-        self, *, card: ModelCard, engine: Engine, metrics: Metrics, settings: Settings
+        self,
+        *,
+        card: ModelCard,
+        engine: Engine,
+        metrics: Metrics,
+        settings: Settings,
+        on_crash: Callable[[], None],
     ) -> None:
         self.name = card.name
         self.version = card.version
@@ -32,7 +41,7 @@ class ServedVersion:
             card.name, card.version, queue_depth=lambda: self.queue_depth
         )
         self.batchers: Mapping[str, Batcher] = {
-            name: self._batcher(signature, settings)
+            name: self._batcher(signature, settings, on_crash)
             for name, signature in engine.signatures.items()
         }
         self._leases = 0
@@ -83,7 +92,9 @@ class ServedVersion:
             batcher.close()
         await asyncio.to_thread(self.engine.close)
 
-    def _batcher(self, signature: Signature, settings: Settings) -> Batcher:
+    def _batcher(
+        self, signature: Signature, settings: Settings, on_crash: Callable[[], None]
+    ) -> Batcher:
         def infer(tensors: Tensors) -> asyncio.Future[dict[str, Array]]:
             return asyncio.ensure_future(self.engine.infer(signature.name, tensors))
 
@@ -94,6 +105,7 @@ class ServedVersion:
             max_queue_depth=settings.max_queue_depth,
             batched=signature.batched,
             metrics=self.metrics,
+            on_crash=on_crash,
         )
 
 

@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     config: Path | None = None
     """TOML file with settings; ./blockserve.toml is read if it is there."""
     repository: Path = Path("model_repository")
-    """Directory of models: <repository>/<name>/<version>/."""
+    """Directory of models: REPOSITORY/NAME/VERSION/ is a SavedModel."""
     engine: EngineChoice = "auto"
     """What runs the models; auto takes OpenVINO, or TensorFlow where it must."""
 

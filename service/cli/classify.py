@@ -1,15 +1,20 @@
 """`blockserve classify`: a client of a running gateway."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import quote
 
-import httpx
 from cyclopts import Parameter
-from cyclopts.types import ExistingFile
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from service.errors import BlockserveError
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_SECONDS: Final = 60
 
 
 class RequestFailed(BlockserveError):
@@ -19,7 +24,9 @@ class RequestFailed(BlockserveError):
 
 
 def classify(
-    *images: ExistingFile,
+    image: Path,
+    /,
+    *more_images: Path,
     url: str = "http://127.0.0.1:8000",
     model: str | None = None,
     top_k: Annotated[int, Parameter(name=["--top-k", "-k"])] = 3,
@@ -28,58 +35,60 @@ def classify(
     """Classify image files and print what the model sees in each.
 
     Args:
-        images: Image files.
+        image: An image file.
+        more_images: More of them.
         url: Where the gateway listens.
         model: Model to ask; the gateway's default model if not given.
         top_k: Predictions to show for each image.
         token: Bearer token, where the gateway asks for one.
     """
-    if not images:
-        raise RequestFailed("name at least one image file, as in classify digit.png")
-    path = f"/models/{model}/classify" if model else "/classify"
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    table = Table()
-    table.add_column("image")
+    import httpx  # noqa: PLC0415, no other command needs it
+
+    path = f"/models/{quote(model, safe='')}/classify" if model else "/classify"
+    headers = {"content-type": "application/octet-stream"}
+    if token:
+        headers["authorization"] = f"Bearer {token}"
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("image", overflow="fold")
     for rank in range(1, top_k + 1):
         table.add_column(f"{rank}.")
-    failures = 0
-    with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
-        for image in images:
+    failures: list[str] = []
+    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS) as client:
+        for file in (image, *more_images):
             try:
-                predictions = _ask(client, path, image, top_k)
+                predictions = _ask(client, path, file, top_k)
+            except httpx.HTTPError as error:
+                raise RequestFailed(
+                    f"no gateway answers at {url} ({error}); start one with "
+                    "`blockserve serve`, or name it with --url"
+                ) from error
             except RequestFailed as error:
-                failures += 1
-                table.add_row(str(image), f"[red]{error.message}[/red]")
+                failures.append(f"{file}: {error.message}")
             else:
                 cells = (f"{p['label']}  {p['probability']:.1%}" for p in predictions)
-                table.add_row(str(image), *cells)
-    Console().print(table)
+                table.add_row(str(file), *cells)
+    if table.rows:
+        Console().print(table)
     if failures:
-        raise RequestFailed(f"{failures} of {len(images)} images failed")
+        raise RequestFailed("\n".join(failures))
 
 
-def _ask(client: httpx.Client, path: str, image: Path, top_k: int) -> list[Any]:
+def _ask(
+    client: "httpx.Client", path: str, image: Path, top_k: int
+) -> list[dict[str, Any]]:
     try:
-        answer = client.post(
-            path,
-            content=image.read_bytes(),
-            params={"top_k": top_k},
-            headers={"content-type": "application/octet-stream"},
-        )
-    except httpx.HTTPError as error:
-        message = (
-            f"no gateway answers at {client.base_url} ({error}); start one with "
-            "`blockserve serve` or name it with --url"
-        )
-        raise RequestFailed(message) from error
+        body = image.read_bytes()
+    except OSError as error:
+        raise RequestFailed(error.strerror or str(error)) from error
+    answer = client.post(path, content=body, params={"top_k": top_k})
     if answer.is_error:
         raise RequestFailed(_message_of(answer))
-    predictions: list[Any] = answer.json()["results"][0]["predictions"]
+    predictions: list[dict[str, Any]] = answer.json()["results"][0]["predictions"]
     return predictions
 
 
-def _message_of(answer: httpx.Response) -> str:
+def _message_of(answer: "httpx.Response") -> str:
     try:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {answer.status_code}"
+        return f"HTTP status {answer.status_code}"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -28,10 +29,10 @@ def models(
         raise InvalidSettings(
             f"repository: {root} holds no model; `blockserve build` makes one"
         )
-    table = Table(title=str(root))
-    for heading in ("model", "version", "architecture", "input", "labels"):
+    table = Table(title=str(root), box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("model", "version", "architecture", "input"):
         table.add_column(heading)
-    table.add_column("parameters", justify="right")
+    table.add_column("params", justify="right")
     table.add_column("accuracy", justify="right")
     table.add_column("created")
     for name, versions in sorted(found.items()):
@@ -51,8 +52,7 @@ def _describe(version_directory: Path) -> tuple[str, ...]:
     return (
         card.architecture,
         f"{image.height}×{image.width}×{image.channels}" if image else "tensors",
-        str(len(card.labels)),
         f"{card.parameters:,}" if card.parameters is not None else "",
         f"{card.accuracy[0].value:.1%}" if card.accuracy else "",
-        f"{card.created:%Y-%m-%d %H:%M}",
+        f"{card.created:%Y-%m-%d}",
     )

@@ -39,6 +39,7 @@ def create_server(gateway: Gateway) -> tuple[grpc.aio.Server, int]:
         task.add_done_callback(updates.discard)
 
     gateway.subscribe(follow_readiness)
+    follow_readiness()  # the servicer would start with SERVING
     return server, port
 
 
