@@ -44,6 +44,10 @@ class VersionState(StrEnum):
     END = "END"
 
 
+# States in which nothing of a version is in memory or on its way there.
+SETTLED: Final = frozenset({VersionState.START, VersionState.END})
+
+
 @dataclass(slots=True, eq=False)
 class Version:
     """What is known of a version directory; `served` only while it is AVAILABLE."""
@@ -148,7 +152,7 @@ class Repository:
             for model in self._models.values():
                 for version in model.versions.values():
                     self._unload(version)
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @contextmanager
     def lease(
@@ -179,7 +183,12 @@ class Repository:
     async def reconcile(self) -> None:
         """Load and unload until what serves is what the directory asks for."""
         async with self._reconciling:
-            found = await asyncio.to_thread(scan, self._settings.repository)
+            try:
+                found = await asyncio.to_thread(scan, self._settings.repository)
+            except OSError as error:
+                # A volume that is away for a moment must not unload what serves.
+                logger.warning("cannot read the repository: %s", error)
+                return
             for name in sorted(found.keys() | self._models.keys()):
                 if self._stopping.is_set():
                     return
@@ -203,7 +212,7 @@ class Repository:
         for number, version in tuple(model.versions.items()):
             if number not in keep:
                 self._unload(version)
-            if number not in found and version.served is None:
+            if number not in found and version.state in SETTLED:
                 del model.versions[number]
 
     async def _ensure_available(self, model: Model, version: Version) -> bool:
@@ -319,7 +328,12 @@ class Repository:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("following the repository has failed", exc_info=error)
 
     def _only_model(self) -> Model:
         candidates = [model for model in self._models.values() if model.versions]
@@ -358,12 +372,18 @@ def _pick(model: Model, number: int | None) -> ServedVersion:
             f"model {model.name!r} has no version {number}; it has {known}",
             code="version_not_found",
         )
-    if version.served is None:
-        raise ModelNotReady(
-            f"version {number} of model {model.name!r} is {version.state}"
-            + (f": {version.error}" if version.error else "")
+    if version.served is not None:
+        return version.served
+    if version.state is VersionState.END and version.error is None:
+        raise NotFound(
+            f"version {number} of model {model.name!r} is not served any more; "
+            "versions_to_serve and labels say which are",
+            code="version_not_found",
         )
-    return version.served
+    raise ModelNotReady(
+        f"version {number} of model {model.name!r} is {version.state}"
+        + (f": {version.error}" if version.error else "")
+    )
 
 
 def _why_not_ready(model: Model) -> str:
@@ -380,19 +400,20 @@ def _why_not_ready(model: Model) -> str:
 
 
 def scan(root: Path) -> dict[str, dict[int, Path]]:
-    """Model names to version numbers to directories, as they are on disk now."""
-    found: dict[str, dict[int, Path]] = {}
-    try:
-        models = [d for d in root.iterdir() if d.is_dir() and d.name[0] != "."]
-    except FileNotFoundError:
-        return found
-    for model in models:
-        found[model.name] = {
+    """Model names to version numbers to directories, as they are on disk now.
+
+    Raises:
+        OSError: The repository or a model's directory cannot be read.
+    """
+    return {
+        model.name: {
             int(d.name): d
             for d in model.iterdir()
             if d.name.isascii() and d.name.isdecimal() and int(d.name) and d.is_dir()
         }
-    return found
+        for model in root.iterdir()
+        if model.is_dir() and model.name[0] != "."
+    }
 
 
 def _fingerprint(version_directory: Path) -> frozenset[tuple[str, int, int]]:

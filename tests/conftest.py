@@ -1,10 +1,14 @@
 """Fixtures that several test modules share."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support import started
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def version_directory(repository: Path) -> Path:
     """The version that the build has made."""
     return repository / "inception" / "1"
+
+
+@pytest.fixture(scope="session")
+def announcement(repository: Path) -> Iterator[str]:
+    """What `blockserve serve` said when it began to serve the build."""
+    with started("--repository", str(repository)) as (_, _, lines):
+        yield "".join(lines)
+
+
+@pytest.fixture(scope="session")
+def gateway_url(announcement: str) -> str:
+    """Where the running program answers HTTP."""
+    return re.findall(r"HTTP at (\S+),", announcement)[0]
+
+
+@pytest.fixture(scope="session")
+def grpc_address(announcement: str) -> str:
+    """Where the running program answers gRPC."""
+    return re.findall(r"gRPC at (\S+)", announcement)[0]

@@ -1,13 +1,16 @@
 """What several tests need: repositories, images and running servers."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import numpy as np
@@ -17,7 +20,9 @@ from models.card import ImageInput, ModelCard, OutputTensor
 from service.server import Running, run
 from service.settings import Settings
 
-LABELS = tuple("abcdefghij")
+LABELS: Final = tuple("abcdefghij")
+BLOCKSERVE: Final = (sys.executable, "-m", "service")
+ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+), gRPC at (\S+)")
 
 
 def stub_version(
@@ -83,6 +88,33 @@ async def serving(repository: Path, **settings: Any) -> AsyncIterator[Served]:
         yield Served(running, client)
     running.stop()
     await server
+
+
+@contextmanager
+def started(
+    *arguments: str, cwd: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """`blockserve serve` on free ports: process, address and first lines."""
+    command = [*BLOCKSERVE, "serve", "--http-port", "0", "--grpc-port", "0"]
+    with subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+    ) as process:
+        try:
+            lines = []
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if "curl" in line:
+                    break
+            found = ANNOUNCEMENT.search("".join(lines))
+            assert found, "".join(lines)
+            yield process, found[1], lines
+        finally:
+            process.kill()
 
 
 def only(items: Any) -> Any:

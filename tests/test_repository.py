@@ -194,3 +194,46 @@ async def test_a_savedmodel_without_a_card_is_described_by_its_signature(
             assert image is not None
             assert (image.tensor, image.height, image.channels) == ("images", 28, 1)
             assert served.card.labels == tuple("0123456789")
+
+
+async def test_a_repository_that_is_away_for_a_moment_unloads_nothing(
+    tmp_path: Path,
+) -> None:
+    root = tmp_path / "repository"
+    stub_version(root)
+    async with following(root) as repository:
+        root.rename(tmp_path / "away")
+        await repository.reconcile()
+        assert serving(repository) == [1]
+        (tmp_path / "away").rename(root)
+
+
+async def test_a_version_that_was_replaced_is_not_found_any_more(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path, version=1)
+    async with following(tmp_path) as repository:
+        stub_version(tmp_path, version=2)
+        await until(lambda: state(repository, 1) is VersionState.END)
+        with (
+            pytest.raises(NotFound, match="not served any more"),
+            repository.lease("stub", version=1),
+        ):
+            pass
+
+
+async def test_a_version_that_comes_back_while_it_drains_serves_again(
+    tmp_path: Path,
+) -> None:
+    directory = stub_version(tmp_path, version=1)
+    async with following(tmp_path) as repository:
+        with repository.lease("stub"):
+            directory.rename(tmp_path / "away")
+            await repository.reconcile()
+            assert state(repository, 1) is VersionState.UNLOADING
+            (tmp_path / "away").rename(directory)
+            await repository.reconcile()
+            assert state(repository, 1) is VersionState.UNLOADING
+        await until(lambda: state(repository, 1) is VersionState.END)
+        await repository.reconcile()
+        assert serving(repository) == [1]

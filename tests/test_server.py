@@ -1,14 +1,11 @@
 """The program as a user starts it: a process of its own, real ports, real signals."""
 
 import asyncio
-import contextlib
 import re
 import shlex
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -20,39 +17,17 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from models.datasets import digits
-from tests.support import encode, image_of_class, serving, stub_version
+from tests.support import (
+    BLOCKSERVE,
+    encode,
+    image_of_class,
+    serving,
+    started,
+    stub_version,
+)
 
-BLOCKSERVE: Final = (sys.executable, "-m", "service")
-ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+), gRPC at (\S+)")
 SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-@contextlib.contextmanager
-def started(
-    *arguments: str, cwd: Path | None = None
-) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """`blockserve serve` on free ports: process, address and first lines."""
-    command = [*BLOCKSERVE, "serve", "--http-port", "0", "--grpc-port", "0"]
-    with subprocess.Popen(
-        [*command, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=cwd,
-    ) as process:
-        try:
-            lines = []
-            assert process.stdout is not None
-            for line in process.stdout:
-                lines.append(line)
-                if "curl" in line:
-                    break
-            found = ANNOUNCEMENT.search("".join(lines))
-            assert found, "".join(lines)
-            yield process, found[1], lines
-        finally:
-            process.kill()
 
 
 def test_the_built_model_is_served_and_the_announced_curl_line_works(

@@ -24,7 +24,7 @@ def models(
         repository: Directory of models; the setting `repository` if not given.
     """
     root = repository or Settings().repository
-    found = scan(root)
+    found = scan(root) if root.is_dir() else {}
     if not found:
         raise InvalidSettings(
             f"repository: {root} holds no model; `blockserve build` makes one"

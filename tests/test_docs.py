@@ -1,0 +1,145 @@
+"""The documentation says what the code does: names are complete, examples run."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from service.metrics import Metrics
+from service.settings import Settings
+
+ROOT: Final = Path(__file__).parents[1]
+OPERATIONS: Final = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+# Told on the command line, where no client sees a code.
+COMMAND_LINE_CODES: Final = {"invalid_settings", "request_failed"}
+SERVED_AT: Final = "http://127.0.0.1:8000"
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def documented(section: str) -> set[str]:
+    """The names in the tables below a heading of the operations guide."""
+    body = OPERATIONS.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return set(re.findall(r"`([a-z0-9_]+)`", body))
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in (None, {}) else f"`{field.default}`"
+        assert f"| `{name}` | {default} | " in OPERATIONS
+
+
+def test_every_metric_is_documented() -> None:
+    metrics = Metrics()
+    ours = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in metrics.registry.collect()
+        if family.name.startswith("blockserve_")
+    }
+    assert len(ours) >= 8
+    assert ours <= documented("Metrics")
+
+
+def test_every_error_code_is_documented() -> None:
+    codes = set()
+    for path in (ROOT / "service").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            value = None
+            if isinstance(node, ast.keyword) and node.arg == "code":
+                value = node.value
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                target = (
+                    node.targets[0] if isinstance(node, ast.Assign) else node.target
+                )
+                if isinstance(target, ast.Name) and target.id == "code":
+                    value = node.value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                codes.add(value.value)
+    assert "overloaded" in codes
+    assert codes - COMMAND_LINE_CODES <= documented("Errors")
+
+
+@pytest.mark.parametrize("page", ["docs/models.md"])
+def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code = "\n".join(code_blocks(text, "python"))
+    namespace: dict[str, object] = {"__name__": page}
+    exec(compile(code, page, "exec"), namespace)  # noqa: S102, it is our own page
+
+
+def test_the_examples_of_the_readme_work_against_a_running_gateway(
+    gateway_url: str, grpc_address: str, version_directory: Path, tmp_path: Path
+) -> None:
+    sample = version_directory / "assets.extra/sample.png"
+    (tmp_path / "digit.png").write_bytes(sample.read_bytes())
+
+    def here(text: str) -> str:
+        return text.replace(SERVED_AT, gateway_url).replace(
+            "127.0.0.1:8001", grpc_address
+        )
+
+    curls = [
+        line
+        for block in code_blocks(README, "sh")
+        for line in here(block).splitlines()
+        if line.startswith("curl")
+    ]
+    assert len(curls) == 3
+    for line in curls:
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert '"predictions"' in done.stdout, (line, done.stdout)
+    examples = code_blocks(README, "python")
+    assert len(examples) == 2
+    outputs = []
+    for example in examples:
+        done = subprocess.run(
+            [sys.executable, "-c", here(example)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outputs.append(done.stdout.split())
+    label, probability = outputs[0]
+    assert label in set("0123456789")
+    assert 0 < float(probability) <= 1
+    assert outputs[1] == ["1"]
+
+
+def test_the_commands_that_the_readme_names_exist() -> None:
+    shell = "\n".join(code_blocks(README, "sh"))
+    commands = re.findall(r"blockserve (\w+)", shell)
+    assert set(commands) == {"architectures", "build", "classify", "models"}
+    helped = subprocess.run(
+        [sys.executable, "-m", "service", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for command in commands:
+        assert f" {command} " in helped
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):
+        assert f"\n{target}: " in makefile, target
+
+
+def test_no_pinned_file_carries_an_address() -> None:
+    pinned = sorted((ROOT / "deploy/lock").glob("*.txt"))
+    assert len(pinned) == 3
+    for path in pinned:
+        text = path.read_text(encoding="utf-8")
+        assert "://" not in text, path
+        assert text.count("--hash=sha256:") > text.count("==") > 0
