@@ -23,8 +23,9 @@ from models.native import silenced
 if TYPE_CHECKING:
     from models.architectures import Architecture
 
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PARITY_SAMPLES: Final = 32
+SEEDS: Final = range(2**32)  # what numpy takes
 
 RepositoryOption = Annotated[Path, Parameter(env_var="BLOCKSERVE_REPOSITORY")]
 DEFAULT_REPOSITORY: Final = Path("model_repository")
@@ -50,14 +51,17 @@ def build(
         seed: Makes weights, order and augmentation repeatable.
     """
     started = perf_counter()
-    name = name or architecture
+    name = architecture if name is None else name
     if not NAME_PATTERN.fullmatch(name):
         _fail(
-            f"--name: {name!r} cannot be a model's name; use letters, digits, '.', "
-            "'_' and '-'"
+            f"--name: {name!r} cannot be a model's name; use up to 100 letters, "
+            "digits, '.', '_' and '-'"
         )
     if epochs is not None and epochs < 1:
         _fail(f"--epochs: expected at least 1, got {epochs}")
+    if seed not in SEEDS:
+        _fail(f"--seed: expected 0 to {SEEDS[-1]}, got {seed}")
+    _check_writable(repository / name)
     chosen = _architecture(architecture)
     import keras
 
@@ -81,7 +85,10 @@ def build(
         )
     except ParityError as error:
         _fail(str(error))
-    Console().print(_built(path, card, seconds=perf_counter() - started))
+    except OSError as error:
+        _fail(f"--repository: cannot write to {repository}: {error.strerror}")
+    Console().print(_built(card, path, seconds=perf_counter() - started))
+    _say(f"wrote {path}")
 
 
 def architectures() -> None:
@@ -114,7 +121,9 @@ def summary(architecture: str) -> None:
         architecture: Its name; `blockserve architectures` lists them.
     """
     chosen = _architecture(architecture)
-    chosen.build(chosen.image_shape, chosen.classes).summary()
+    from models.summary import summarise
+
+    _say(summarise(chosen.build(chosen.image_shape, chosen.classes)), end="")
 
 
 def plot(architecture: str, *, output: Path | None = None) -> None:
@@ -135,7 +144,7 @@ def plot(architecture: str, *, output: Path | None = None) -> None:
         output.write_text(draw(model), encoding="utf-8")
     except OSError as error:
         _fail(f"--output: cannot write {output}: {error.strerror}")
-    Console().print(f"wrote {output}")
+    _say(f"wrote {output}")
 
 
 def _architecture(name: str) -> "Architecture":
@@ -147,10 +156,9 @@ def _architecture(name: str) -> "Architecture":
     return ARCHITECTURES[name]
 
 
-def _built(path: Path, card: ModelCard, *, seconds: float) -> Table:
+def _built(card: ModelCard, path: Path, *, seconds: float) -> Table:
     table = Table(title=f"{card.name} version {card.version}", show_header=False)
     rows = {
-        "directory": str(path),
         "architecture": f"{card.architecture}, {card.parameters:,} parameters",
         "size": f"{_size_bytes(path) / 1e6:.1f} MB",
         **{
@@ -189,6 +197,22 @@ def _start_tensorflow() -> None:
         tf.constant(0) + 1  # the first operation has its say, too
 
 
+def _check_writable(directory: Path) -> None:
+    """Say before the training whether a version can be written afterwards."""
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
+    if not nearest.is_dir():
+        _fail(f"--repository: cannot write to {directory}: {nearest} is no directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        _fail(f"--repository: cannot write to {directory}: {nearest} is read-only")
+
+
+def _say(text: str, *, end: str = "\n") -> None:
+    """Print a text as it is: not wrapped, and brackets are no markup."""
+    Console(soft_wrap=True).print(text, end=end, markup=False, highlight=False)
+
+
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"[red]blockserve:[/red] {message}", highlight=False)
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("[red]blockserve:[/red]", end=" ")
+    console.print(message, markup=False, highlight=False)
     sys.exit(1)

