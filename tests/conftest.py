@@ -1,36 +1,79 @@
 """Fixtures that several test modules share."""
 
 import re
+import shutil
 import subprocess
-import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from tests.support import started
+from models.datasets import Dataset, digits
+from tests.support import BLOCKSERVE, started
+
+_BUILD: Final = pytest.StashKey[tuple[Path, subprocess.Popen[bytes]]]()
+
+
+def _needs_build(item: pytest.Item) -> bool:
+    return "repository" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that wait for the build last."""
+    items.sort(key=_needs_build)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the build that some tests need; it runs while the others do."""
+    if session.config.option.collectonly or not any(map(_needs_build, session.items)):
+        return
+    directory = Path(tempfile.mkdtemp(prefix="blockserve-build-"))
+    repository = str(directory / "repository")
+    with (
+        (directory / "stdout").open("w") as out,
+        (directory / "stderr").open("w") as err,
+    ):
+        build = subprocess.Popen(
+            [*BLOCKSERVE, "build", "--epochs", "1", "--repository", repository],
+            stdout=out,
+            stderr=err,
+        )
+    session.config.stash[_BUILD] = (directory, build)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the build, should the run have ended before it."""
+    if _BUILD in config.stash:
+        directory, build = config.stash[_BUILD]
+        build.kill()
+        build.wait()
+        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(pytestconfig: pytest.Config) -> Path:
     """A repository with a real build of `inception`, trained for one epoch only.
 
-    Made by the program itself, so that its command line is tested on the way.
+    Made by the program itself, so that its command line is tested on the way; what it
+    printed is in the files `stdout` and `stderr` beside the repository.
     """
-    root = tmp_path_factory.mktemp("build") / "repository"
-    command = [sys.executable, "-m", "service", "build", "--epochs", "1"]
-    command += ["--repository", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (root.parent / "stdout").write_text(done.stdout, encoding="utf-8")
-    (root.parent / "stderr").write_text(done.stderr, encoding="utf-8")
-    return root
+    directory, build = pytestconfig.stash[_BUILD]
+    assert build.wait() == 0, (directory / "stderr").read_text(encoding="utf-8")
+    return directory / "repository"
 
 
 @pytest.fixture(scope="session")
 def version_directory(repository: Path) -> Path:
     """The version that the build has made."""
     return repository / "inception" / "1"
+
+
+@pytest.fixture(scope="session")
+def digit_data() -> Dataset:
+    """The digits, read once: that takes seconds."""
+    return digits()
 
 
 @pytest.fixture(scope="session")

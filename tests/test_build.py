@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from models.card import ModelCard
-from models.datasets import digits, inverted
+from models.datasets import Dataset, inverted
 from tests.support import encode
 
 Done = subprocess.CompletedProcess[str]
@@ -144,10 +144,12 @@ def test_a_builds_summary_tells_which_layer_feeds_which(
     assert "Optimizer params" not in summary
 
 
-def test_a_builds_sample_is_a_held_out_digit(version_directory: Path) -> None:
+def test_a_builds_sample_is_a_held_out_digit(
+    version_directory: Path, digit_data: Dataset
+) -> None:
     with Image.open(version_directory / "assets.extra/sample.png") as image:
         pixels = np.asarray(image)
-    np.testing.assert_array_equal(pixels, digits().held_out_images[0, :, :, 0])
+    np.testing.assert_array_equal(pixels, digit_data.held_out_images[0, :, :, 0])
 
 
 def test_a_build_ends_with_a_table_of_what_it_made(
@@ -312,11 +314,15 @@ def test_the_demo_model_reads_digits_in_both_polarities(full_build: Path) -> Non
     ("form", "options", "step"), [("PNG", {}, 1), ("JPEG", {"quality": 95}, 5)]
 )
 def test_the_gateway_classifies_digits_as_well_as_the_card_says(
-    full_build: Path, form: str, options: dict[str, int], step: int
+    full_build: Path,
+    digit_data: Dataset,
+    form: str,
+    options: dict[str, int],
+    step: int,
 ) -> None:
     """Held-out digits over HTTP: all of them as PNG, each fifth as JPEG."""
-    data = digits()
-    images, classes = data.held_out_images[::step], data.held_out_classes[::step]
+    images = digit_data.held_out_images[::step]
+    classes = digit_data.held_out_classes[::step]
 
     def share_right(client: httpx.Client, pixels: np.ndarray) -> float:
         right = 0

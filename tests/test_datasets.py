@@ -12,9 +12,9 @@ from models.datasets import Dataset, digits, inverted
 Images = np.ndarray[Any, Any]
 
 
-@pytest.fixture(scope="module")
-def data() -> Dataset:
-    return digits()
+@pytest.fixture
+def data(digit_data: Dataset) -> Dataset:
+    return digit_data
 
 
 def augmented(images: Images, seed: int = 0) -> Images:

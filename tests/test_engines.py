@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.datasets import digits
+from models.datasets import Dataset
 from service import engines
 from service.engines import Engine
 from service.errors import UnsupportedModel
@@ -76,9 +76,9 @@ async def test_calls_in_all_slots_at_once_get_their_own_answers(engine: Engine) 
 
 
 async def test_openvino_and_tensorflow_give_the_same_probabilities(
-    version_directory: Path,
+    version_directory: Path, digit_data: Dataset
 ) -> None:
-    images = digits().held_out_images[:64]
+    images = digit_data.held_out_images[:64]
     answers = []
     for choice in ("openvino", "tensorflow"):
         loaded = engines.load(choice, version_directory, slots=None)
@@ -88,13 +88,13 @@ async def test_openvino_and_tensorflow_give_the_same_probabilities(
 
 
 async def test_tensorflow_also_runs_the_signature_that_decodes_images(
-    version_directory: Path,
+    version_directory: Path, digit_data: Dataset
 ) -> None:
     loaded = engines.load("tensorflow", version_directory, slots=None)
     sample = (version_directory / "assets.extra/sample.png").read_bytes()
     encoded = np.array([sample, sample], object)
     answer = await loaded.infer("serving_bytes", {"image_bytes": encoded})
-    pixels = digits().held_out_images[:1]
+    pixels = digit_data.held_out_images[:1]
     expected = await probabilities(loaded, pixels)
     np.testing.assert_allclose(answer["probabilities"][1], expected[0], atol=1e-5)
     loaded.close()

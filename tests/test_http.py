@@ -39,6 +39,15 @@ def client(served: Served) -> httpx.AsyncClient:
     return served.client
 
 
+@pytest.fixture(scope="module")
+async def lasting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """One gateway for the tests that only send it bad input."""
+    root = tmp_path_factory.mktemp("lasting")
+    stub_version(root)
+    async with serving(root, max_body_bytes=100_000) as served:
+        yield served
+
+
 def engine_of(served: Served) -> StubEngine:
     (model,) = served.running.gateway.repository.models.values()
     engine = model.available[0].engine
@@ -156,9 +165,9 @@ async def test_a_model_must_be_named_where_there_are_several(tmp_path: Path) -> 
     ],
 )
 async def test_what_does_not_exist_is_answered_with_404(
-    client: httpx.AsyncClient, path: str, code: str
+    lasting: Served, path: str, code: str
 ) -> None:
-    answer = await client.post(path, content=image_of_class(0), headers=PNG)
+    answer = await lasting.client.post(path, content=image_of_class(0), headers=PNG)
     assert error_of(answer, 404)[0] == code
 
 
@@ -220,13 +229,14 @@ BAD_REQUESTS: list[tuple[str, bytes, dict[str, str], int, str]] = [
 
 @pytest.mark.parametrize(("query", "body", "headers", "status", "code"), BAD_REQUESTS)
 async def test_bad_input_is_refused_and_the_server_goes_on(
-    client: httpx.AsyncClient,
+    lasting: Served,
     query: str,
     body: bytes,
     headers: dict[str, str],
     status: int,
     code: str,
 ) -> None:
+    client = lasting.client
     answer = await client.post(f"/classify{query}", content=body, headers=headers)
     assert error_of(answer, status)[0] == code
     again = await client.post("/classify", content=image_of_class(3), headers=PNG)

@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from models.datasets import digits
+from models.datasets import Dataset
 from tests.support import (
     BLOCKSERVE,
     encode,
@@ -65,8 +65,10 @@ def test_photographs_and_odd_files_classify_without_error(repository: Path) -> N
             assert answer.status_code == 200, (kind, answer.text)
 
 
-def test_both_engines_answer_the_same_over_http(repository: Path) -> None:
-    images = digits().held_out_images[::50]
+def test_both_engines_answer_the_same_over_http(
+    repository: Path, digit_data: Dataset
+) -> None:
+    images = digit_data.held_out_images[::50]
     answers = []
     for engine in ("openvino", "tensorflow"):
         arguments = ("--repository", str(repository), "--engine", engine)
