@@ -220,7 +220,10 @@ class Repository:
             return True
         if version.state is VersionState.UNLOADING:
             return False  # the next look, when it has drained, loads it again
-        fingerprint = await asyncio.to_thread(_fingerprint, version.path)
+        try:
+            fingerprint = await asyncio.to_thread(_fingerprint, version.path)
+        except OSError:
+            return False  # it is being written or removed at this moment
         if version.error is not None and fingerprint == version.fingerprint:
             return False  # it failed before, and nothing has changed since
         version.fingerprint = fingerprint
@@ -304,7 +307,7 @@ class Repository:
         )
         try:
             async for _ in changes:
-                await self.reconcile()
+                await self._look()
         except (OSError, RuntimeError) as error:
             logger.warning(
                 "cannot watch %s (%s); looking every %d s instead",
@@ -319,7 +322,14 @@ class Repository:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RESCAN_MILLISECONDS / 1000):
                     await self._stopping.wait()
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
             await self.reconcile()
+        except Exception:
+            # Following must outlive whatever one look stumbles over.
+            logger.exception("looking at the repository has failed; trying again")
 
     def _enter(self, version: Version, state: VersionState) -> None:
         version.state = state

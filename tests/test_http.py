@@ -155,6 +155,14 @@ async def test_a_model_must_be_named_where_there_are_several(tmp_path: Path) -> 
         assert answer.json()["model"] == "second"
 
 
+@pytest.mark.parametrize("version", ["0", "-1", "x", "1.0", "²", "9" * 5000])
+async def test_a_version_is_a_positive_integer(lasting: Served, version: str) -> None:
+    answer = await lasting.client.post(
+        f"/models/stub/versions/{version}/classify", content=image_of_class(0)
+    )
+    assert error_of(answer, 400)[0] == "invalid_version"
+
+
 @pytest.mark.parametrize(
     ("path", "code"),
     [
@@ -216,6 +224,7 @@ BAD_REQUESTS: list[tuple[str, bytes, dict[str, str], int, str]] = [
     ),
     ("?top_k=0", image_of_class(0), PNG, 400, "invalid_request"),
     ("?top_k=many", image_of_class(0), PNG, 400, "invalid_request"),
+    (f"?top_k={'9' * 5000}", image_of_class(0), PNG, 400, "invalid_request"),
     ("", image_of_class(0), {**PNG, "x-request-timeout": "-1"}, 400, "invalid_request"),
     (
         "",

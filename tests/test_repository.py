@@ -237,3 +237,37 @@ async def test_a_version_that_comes_back_while_it_drains_serves_again(
         await until(lambda: state(repository, 1) is VersionState.END)
         await repository.reconcile()
         assert serving(repository) == [1]
+
+
+async def test_following_outlives_a_look_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(tmp_path) as repository:
+        failed = asyncio.Event()
+
+        async def fail() -> None:
+            failed.set()
+            raise OSError("away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(repository, "reconcile", fail)
+            (tmp_path / "touched").touch()
+            await asyncio.wait_for(failed.wait(), 10)
+        stub_version(tmp_path)
+        await until(lambda: "stub" in repository.models and serving(repository) == [1])
+
+
+async def test_a_version_that_vanishes_while_it_is_looked_at_is_left_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(_: Path) -> None:
+        raise FileNotFoundError
+
+    stub_version(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.repository._fingerprint", vanish)
+        async with following(tmp_path) as repository:
+            assert serving(repository) == []
+            patch.undo()
+            await repository.reconcile()
+            assert serving(repository) == [1]

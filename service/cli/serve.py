@@ -70,10 +70,10 @@ def _build_demo(repository: Path) -> None:
 def _configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), format=LOG_FORMAT)
     if level != "debug":
-        for chatty in ("uvicorn", "watchfiles"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        # It logs what clients did wrong as errors of ours.
+        # What clients do wrong is told to them, and no news for the operator.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -33,6 +33,8 @@ PATHS: Final = (
     "/models/{name}/versions/{version}/classify",
     "/models/{name}/labels/{label}/classify",
 )
+INT64_DIGITS: Final = 18
+SHOWN_CHARACTERS: Final = 40
 
 
 def routes(gateway: Gateway) -> list[Route]:
@@ -139,15 +141,16 @@ def _timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
 
 
 def _target(path: Mapping[str, str]) -> Target:
-    version = path.get("version")
-    if version is None:
+    text = path.get("version")
+    if text is None:
         return Target(name=path.get("name"), label=path.get("label"))
-    if not (version.isascii() and version.isdecimal() and int(version)):
+    version = _positive(text)
+    if version is None:
         raise InvalidRequest(
-            f"a version is a positive integer, got {version!r}",
+            f"a version is a positive integer, got {text[:SHOWN_CHARACTERS]!r}",
             code="invalid_version",
         )
-    return Target(name=path["name"], version=int(version))
+    return Target(name=path["name"], version=version)
 
 
 def _top_k(query: bytes) -> int | None:
@@ -156,7 +159,16 @@ def _top_k(query: bytes) -> int | None:
     values = parse_qs(query.decode("latin-1"), keep_blank_values=True).get("top_k")
     if values is None:
         return None
-    text = values[-1]
-    if not (text.isascii() and text.isdecimal() and int(text)):
-        raise InvalidRequest(f"top_k: expected a positive integer, got {text!r}")
-    return int(text)
+    top_k = _positive(values[-1])
+    if top_k is None:
+        raise InvalidRequest(
+            f"top_k: expected a positive integer, got {values[-1][:SHOWN_CHARACTERS]!r}"
+        )
+    return top_k
+
+
+def _positive(text: str) -> int | None:
+    """The positive integer of 64 bits that a text spells, if it does."""
+    if len(text) > INT64_DIGITS or not (text.isascii() and text.isdecimal()):
+        return None
+    return int(text) or None
