@@ -11,7 +11,13 @@ import numpy as np
 
 from models.card import ImageInput, ModelCard
 from service import imaging
-from service.errors import BlockserveError, InvalidRequest, TooLarge
+from service.errors import (
+    BlockserveError,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    TooLarge,
+)
 from service.metrics import RequestScope
 from service.repository import Repository
 from service.served_version import ServedVersion
@@ -60,6 +66,7 @@ class Classifier:
         self._settings = settings
         self._repository = repository
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._decoding = 0  # requests whose images are in those threads
 
     async def classify(
         self,
@@ -89,7 +96,7 @@ class Classifier:
         ) as served:
             scope.resolved(served.name, served.version)
             signature, image_input = _image_signature(served)
-            rows = await self._decode(images, image_input, served)
+            rows = await self._decode(images, image_input, served, deadline)
             tensors = {image_input.tensor: rows}
             outputs = await served.batchers[signature.name].submit(
                 tensors, rows=signature.validate(tensors), deadline=deadline
@@ -119,31 +126,63 @@ class Classifier:
             raise InvalidRequest(f"top_k must be at least 1, got {top_k}")
 
     async def _decode(
-        self, images: Sequence[bytes], image_input: ImageInput, served: ServedVersion
+        self,
+        images: Sequence[bytes],
+        image_input: ImageInput,
+        served: ServedVersion,
+        deadline: float,
     ) -> Array:
         """Decode to `dtype[len(images), H, W, C]`; long work leaves the event loop."""
         started = perf_counter()
         if len(images) == 1 and not imaging.is_slow(images[0]):
-            rows = self._decode_all(images, image_input)
+            rows = [self._decode_one(images[0], image_input)]
         else:
-            rows = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._decode_all, images, image_input
-            )
+            rows = await self._decode_in_threads(images, image_input, deadline)
         served.metrics.decode_seconds.observe(perf_counter() - started)
-        return rows
-
-    def _decode_all(self, images: Sequence[bytes], image_input: ImageInput) -> Array:
-        limit = self._settings.max_image_pixels
-        rows = []
-        for index, data in enumerate(images):
-            try:
-                rows.append(imaging.decode(data, image_input, max_pixels=limit))
-            except BlockserveError as error:
-                if len(images) > 1:
-                    error.message = f"image {index}: {error.message}"
-                raise
         batch: Array = rows[0][None] if len(rows) == 1 else np.stack(rows)
         return batch.astype(image_input.dtype, copy=False)
+
+    async def _decode_in_threads(
+        self, images: Sequence[bytes], image_input: ImageInput, deadline: float
+    ) -> list[Array]:
+        limit = self._settings.max_queue_depth
+        if self._decoding >= limit:
+            raise Overloaded(f"{limit} requests are being decoded; try again later")
+        loop = asyncio.get_running_loop()
+        several = len(images) > 1
+        jobs = [
+            loop.run_in_executor(
+                self._decoders,
+                self._decode_one,
+                image,
+                image_input,
+                f"image {index}: " if several else "",
+            )
+            for index, image in enumerate(images)
+        ]
+        self._decoding += 1
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.gather(*jobs)
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                "the request's time ran out while its images were decoded; allow more "
+                "time, or send fewer or smaller images"
+            ) from error
+        finally:
+            self._decoding -= 1
+            for job in jobs:
+                job.cancel()  # those that have not begun cost nothing
+
+    def _decode_one(
+        self, data: bytes, image_input: ImageInput, which: str = ""
+    ) -> Array:
+        limit = self._settings.max_image_pixels
+        try:
+            return imaging.decode(data, image_input, max_pixels=limit)
+        except BlockserveError as error:
+            error.message = which + error.message
+            raise
 
 
 def _image_signature(served: ServedVersion) -> tuple[Signature, ImageInput]:

@@ -11,6 +11,7 @@ BlockserveError
 │   ├── ModelNotReady            known, but no version of it is serving
 │   ├── Overloaded               the queue is full
 │   └── Draining                 the process is shutting down
+├── ClientDisconnected           the caller went away and will read no answer
 ├── DeadlineExceeded             the caller's time ran out
 ├── EngineFailure                the engine failed at a valid request
 └── InvalidSettings              at start: the operator must change a setting
@@ -100,6 +101,12 @@ class Draining(Unavailable):
     """The process is shutting down and takes no new work."""
 
     code = "draining"
+
+
+class ClientDisconnected(BlockserveError):
+    """The client went away; nobody reads this message."""
+
+    code = "cancelled"
 
 
 class DeadlineExceeded(BlockserveError):

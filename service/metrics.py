@@ -23,7 +23,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from service.errors import BlockserveError
+from service.errors import BlockserveError, ClientDisconnected
 
 Protocol = Literal["http", "grpc"]
 
@@ -167,7 +167,7 @@ class Metrics:
         except BaseException as error:
             kind = error.kind if isinstance(error, BlockserveError) else "internal"
             if isinstance(error, CancelledError):
-                kind = "cancelled"
+                kind = ClientDisconnected.code
             self.errors_total.labels(protocol, scope.model, scope.version, kind).inc()
             raise
         finally:

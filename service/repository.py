@@ -7,6 +7,7 @@ latest good one goes on serving.
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -346,7 +347,10 @@ class Repository:
             logger.error("following the repository has failed", exc_info=error)
 
     def _only_model(self) -> Model:
-        candidates = [model for model in self._models.values() if model.versions]
+        # One that is broken or half copied must not make the good one ambiguous.
+        candidates = [model for model in self._models.values() if model.available] or [
+            model for model in self._models.values() if model.versions
+        ]
         if not candidates:
             raise ModelNotReady(self.problem or "no model is loaded yet")
         if len(candidates) > 1:
@@ -412,8 +416,10 @@ def _why_not_ready(model: Model) -> str:
 def scan(root: Path) -> dict[str, dict[int, Path]]:
     """Model names to version numbers to directories, as they are on disk now.
 
+    What may not be read (`lost+found`, say) is no model.
+
     Raises:
-        OSError: The repository or a model's directory cannot be read.
+        OSError: The repository or a model's directory cannot be read at the moment.
     """
     return {
         model.name: {
@@ -422,7 +428,7 @@ def scan(root: Path) -> dict[str, dict[int, Path]]:
             if d.name.isascii() and d.name.isdecimal() and int(d.name) and d.is_dir()
         }
         for model in root.iterdir()
-        if model.is_dir() and model.name[0] != "."
+        if model.is_dir() and model.name[0] != "." and os.access(model, os.R_OK)
     }
 
 

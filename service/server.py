@@ -3,9 +3,12 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
+from typing import Final
 
 import uvicorn
 
@@ -15,7 +18,8 @@ from service.gateway import Gateway
 from service.grpc.server import create_server
 from service.settings import Settings
 
-BACKLOG = 2048
+BACKLOG: Final = 2048
+GRPC_GRACE_SECONDS: Final = 0.5
 
 
 class _HttpServer(uvicorn.Server):
@@ -67,8 +71,10 @@ async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> Non
         on_start: Called once both ports are open and every model has been tried.
 
     Raises:
-        InvalidSettings: A port is taken.
+        InvalidSettings: A port is taken, or the TLS files are not what they should be.
     """
+    too_early = _hold_signals()
+    _check_tls(settings)
     gateway = Gateway(settings)
     listener = _listen(settings.host, settings.http_port)
     try:
@@ -103,10 +109,37 @@ async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> Non
         timeout_graceful_shutdown=round(settings.drain_timeout_seconds),
     )
     server = _HttpServer(config, on_start=start_grpc, on_exit=gateway.begin_drain)
+    if too_early:
+        server.stop()
     try:
         await server.serve(sockets=[listener])
     finally:
-        await grpc_server.stop(grace=settings.drain_timeout_seconds)
+        # Only health is asked there, and a client that watches it never stops.
+        await grpc_server.stop(grace=GRPC_GRACE_SECONDS)
+
+
+def _hold_signals() -> Sequence[int]:
+    """The signals that come before the server can handle them, as they come.
+
+    Without this, one that comes while the models load ends in a traceback.
+    """
+    held: list[int] = []
+    with suppress(NotImplementedError):  # Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, held.append, number)
+    return held
+
+
+def _check_tls(settings: Settings) -> None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except ssl.SSLError as error:
+        raise InvalidSettings(
+            f"tls_certificate, tls_key: not a PEM certificate and its key: {error}"
+        ) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

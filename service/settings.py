@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, FilePath, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -46,11 +46,11 @@ class Settings(BaseSettings):
     """Port of HTTP; 0 takes a free one."""
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     """Port of gRPC; 0 takes a free one."""
-    tls_certificate: Path | None = None
+    tls_certificate: FilePath | None = None
     """PEM certificate chain; with tls_key it turns TLS on for HTTP and gRPC."""
-    tls_key: Path | None = None
+    tls_key: FilePath | None = None
     """PEM private key of tls_certificate."""
-    token: SecretStr | None = None
+    token: SecretStr | None = Field(default=None, min_length=1)
     """Bearer token that requests must carry; health checks need none."""
 
     default_model: str | None = None
@@ -69,11 +69,11 @@ class Settings(BaseSettings):
     engine_slots: int | None = Field(default=None, ge=1)
     """Calls that one engine runs at a time; chosen from the processor if not set."""
 
-    request_timeout_seconds: float = Field(default=30, gt=0)
+    request_timeout_seconds: float = Field(default=30, gt=0, allow_inf_nan=False)
     """Time a request has where it does not say (X-Request-Timeout)."""
-    max_request_timeout_seconds: float = Field(default=300, gt=0)
+    max_request_timeout_seconds: float = Field(default=300, gt=0, allow_inf_nan=False)
     """Most time that a request may ask for; more is cut to this."""
-    drain_timeout_seconds: float = Field(default=30, ge=0)
+    drain_timeout_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
     """Time that accepted requests have to finish after SIGTERM."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Largest request body."""

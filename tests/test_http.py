@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import struct
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -271,6 +272,47 @@ async def test_too_many_images_are_refused(tmp_path: Path) -> None:
         assert error_of(answer, 413)[0] == "too_many_images"
 
 
+async def test_half_a_million_empty_parts_are_refused_at_the_first_too_many(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path)
+    part = b'--b\r\nContent-Disposition: form-data; name="image"\r\n\r\n\r\n'
+    async with serving(tmp_path) as served:
+        answer = await served.client.post(
+            "/classify",
+            content=part * 500_000 + b"--b--\r\n",
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
+        assert error_of(answer, 413)[0] == "too_many_images"
+
+
+async def test_time_that_runs_out_while_decoding_is_answered_in_time(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+
+    def decode(*_: Any, **__: Any) -> Any:
+        gate.wait()
+        return np.zeros((4, 4, 1), np.uint8)
+
+    monkeypatch.setattr("service.imaging.decode", decode)
+    files = [("image", ("a.png", image_of_class(0)))] * 8
+    headers = {"x-request-timeout": "0.05"}
+    answer = await served.client.post("/classify", files=files, headers=headers)
+    gate.set()
+    assert error_of(answer, 504)[0] == "deadline_exceeded"
+
+
+async def test_a_broken_second_model_does_not_make_the_good_one_ambiguous(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path)
+    (tmp_path / "other" / "1").mkdir(parents=True)
+    async with serving(tmp_path) as served:
+        answer = await served.client.post("/classify", content=image_of_class(1))
+        assert top_labels(answer) == ["b"]
+
+
 async def test_the_error_of_one_image_among_several_says_which(
     client: httpx.AsyncClient,
 ) -> None:
@@ -363,6 +405,10 @@ async def test_a_client_that_goes_away_withdraws_its_request(served: Served) -> 
     while batcher._unanswered:
         await asyncio.sleep(0)
     engine.gate.set()
+    kind = 'kind="cancelled",model="stub",protocol="http",version="1"} 2.0'
+    async with asyncio.timeout(10):
+        while kind not in (await served.client.get("/metrics")).text:
+            await asyncio.sleep(0)
 
 
 async def test_models_are_described(client: httpx.AsyncClient) -> None:

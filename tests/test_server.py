@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from models.datasets import Dataset
+from service.errors import InvalidSettings
 from tests.support import (
     BLOCKSERVE,
     encode,
@@ -160,3 +162,49 @@ async def test_no_request_is_lost_while_versions_change(tmp_path: Path) -> None:
 
         await asyncio.gather(*(client() for _ in range(8)), publisher())
         assert seen == {1, 2, 3, 4, 5}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", str(key), "-out", str(chain), "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    return {"tls_key": key, "tls_certificate": chain}
+
+
+async def test_tls_guards_both_ports(
+    tmp_path: Path, certificate: dict[str, Path]
+) -> None:
+    stub_version(tmp_path / "repository")
+    async with serving(tmp_path / "repository", **certificate) as served:
+        trusted = certificate["tls_certificate"]
+        context = ssl.create_default_context(cafile=trusted)
+        url = f"https://127.0.0.1:{served.running.http_port}/classify"
+        async with httpx.AsyncClient(verify=context) as client:
+            answer = await client.post(url, content=image_of_class(2))
+            assert answer.json()["results"][0]["predictions"][0]["label"] == "c"
+        with pytest.raises(httpx.TransportError):
+            await served.client.get("/healthz")
+        async with grpc.aio.secure_channel(
+            f"127.0.0.1:{served.running.grpc_port}",
+            grpc.ssl_channel_credentials(trusted.read_bytes()),
+        ) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            answer = await health.Check(health_pb2.HealthCheckRequest())
+            assert answer.status == SERVING
+
+
+async def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text("no certificate")
+    with pytest.raises(InvalidSettings, match="PEM"):
+        async with serving(tmp_path, tls_certificate=wrong, tls_key=wrong):
+            pass

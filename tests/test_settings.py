@@ -63,8 +63,14 @@ def test_a_file_that_is_no_toml_is_named() -> None:
 
 
 def test_a_certificate_needs_its_key() -> None:
+    Path("x.pem").touch()
     with pytest.raises(ValidationError, match="give both or none"):
         Settings(tls_certificate=Path("x.pem"))
+
+
+def test_a_certificate_must_be_there() -> None:
+    with pytest.raises(ValidationError, match="does not point to a file"):
+        Settings(tls_certificate=Path("absent.pem"), tls_key=Path("absent.pem"))
 
 
 def test_a_token_is_not_shown() -> None:

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,7 +19,7 @@ from service.repository import scan
 from service.settings import Settings
 
 # What to dial for an address that means every interface.
-ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104, not bound
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104, not bound
 LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
 
 
@@ -87,6 +88,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _announce(settings: Settings, http_port: int, grpc_port: int) -> None:
     scheme = "https" if settings.tls_certificate else "http"
     host = ANY_ADDRESS.get(settings.host, settings.host)
+    host = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{host}:{http_port}"
     sample = _sample(settings.repository)
     _say(f"[bold green]Serving[/bold green] HTTP at {url}, gRPC at {host}:{grpc_port}")
@@ -99,7 +101,9 @@ def _announce(settings: Settings, http_port: int, grpc_port: int) -> None:
 
 def _sample(repository: Path) -> Path:
     """An image to try, as the build step leaves one beside the latest version."""
-    found = scan(repository)
+    found: dict[str, dict[int, Path]] = {}
+    with suppress(OSError):  # the repository may be away; serving goes on
+        found = scan(repository)
     versions = found[min(found)] if found else {}
     if versions:
         sample = versions[max(versions)] / SAMPLE_FILE

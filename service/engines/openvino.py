@@ -61,6 +61,8 @@ class OpenVinoEngine(InProcessEngine):
         }
         try:
             core = openvino.Core()
+            # A mapped file that is truncated under us would kill the process.
+            core.set_property({"ENABLE_MMAP": False})
             model = core.read_model(version_directory)
             compiled = core.compile_model(model, "CPU", options)
             return cls(compiled, slots=slots)

@@ -10,7 +10,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 from starlette.types import Receive
 
-from service.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+from service.errors import (
+    ClientDisconnected,
+    InvalidRequest,
+    TooLarge,
+    UnsupportedMediaType,
+)
 
 IMAGE_FIELD: Final = b"image"
 FORMS: Final = (
@@ -18,10 +23,6 @@ FORMS: Final = (
     "application/octet-stream), multipart/form-data with the field 'image', or "
     'application/json as {"images": [{"b64": "…"}]}'
 )
-
-
-class ClientDisconnected(Exception):
-    """The client went away before its request was complete."""
 
 
 async def read_body(
@@ -41,7 +42,7 @@ async def read_body(
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected
+            raise ClientDisconnected("the client went away")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:
@@ -51,11 +52,14 @@ async def read_body(
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def images_of(body: bytes, headers: Mapping[bytes, bytes]) -> Sequence[bytes]:
+def images_of(
+    body: bytes, headers: Mapping[bytes, bytes], *, max_images: int
+) -> Sequence[bytes]:
     """The encoded images in a body, by its content type.
 
     Raises:
         InvalidRequest: The body is empty or not of the form its content type says.
+        TooLarge: It holds more than `max_images` images.
         UnsupportedMediaType: The content type is none that holds images.
     """
     content_type = headers.get(b"content-type", b"application/octet-stream")
@@ -71,13 +75,13 @@ def images_of(body: bytes, headers: Mapping[bytes, bytes]) -> Sequence[bytes]:
     if not body:
         raise InvalidRequest(f"the body is empty; send {FORMS}", code="empty_body")
     if kind == b"application/json":
-        return _images_of_json(body)
+        return _images_of_json(body, max_images)
     if kind == b"multipart/form-data":
-        return _images_of_multipart(body, content_type)
+        return _images_of_multipart(body, content_type, max_images)
     return (body,)
 
 
-def _images_of_json(body: bytes) -> list[bytes]:
+def _images_of_json(body: bytes, max_images: int) -> list[bytes]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -87,6 +91,8 @@ def _images_of_json(body: bytes) -> list[bytes]:
     images = document.get("images") if isinstance(document, dict) else None
     if not isinstance(images, list):
         raise InvalidRequest('expected {"images": [{"b64": "…"}]}', code="invalid_json")
+    if len(images) > max_images:
+        raise _too_many(max_images)
     return [_image_of_json(index, item) for index, item in enumerate(images)]
 
 
@@ -105,16 +111,28 @@ def _image_of_json(index: int, item: object) -> bytes:
         ) from error
 
 
-def _images_of_multipart(body: bytes, content_type: bytes) -> list[bytes]:
+def _images_of_multipart(
+    body: bytes, content_type: bytes, max_images: int
+) -> list[bytes]:
     images: list[bytes] = []
+    parts = 0
+
+    def count() -> None:
+        # Of all parts, at once: reading half a million would hold everyone up.
+        nonlocal parts
+        parts += 1
+        if parts > max_images:
+            raise _too_many(max_images)
 
     def on_file(file: File) -> None:
+        count()
         if file.field_name == IMAGE_FIELD:
             file.file_object.seek(0)
             images.append(file.file_object.read())
         file.close()
 
     def on_field(field: Field) -> None:
+        count()
         if field.field_name == IMAGE_FIELD:
             images.append(field.value or b"")
 
@@ -139,6 +157,14 @@ def _images_of_multipart(body: bytes, content_type: bytes) -> list[bytes]:
             code="no_image",
         )
     return images
+
+
+def _too_many(max_images: int) -> TooLarge:
+    return TooLarge(
+        f"the request holds more than {max_images} images or parts; send fewer, or "
+        "raise max_images_per_request",
+        code="too_many_images",
+    )
 
 
 def _too_large(max_bytes: int) -> TooLarge:

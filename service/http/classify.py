@@ -15,9 +15,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.classification import Classification, Target
-from service.errors import BlockserveError, DeadlineExceeded, InvalidRequest
+from service.errors import (
+    BlockserveError,
+    ClientDisconnected,
+    DeadlineExceeded,
+    InvalidRequest,
+)
 from service.gateway import Gateway
-from service.http.bodies import ClientDisconnected, images_of, read_body
+from service.http.bodies import images_of, read_body
 from service.http.errors import (
     JSON,
     error_body,
@@ -91,9 +96,10 @@ class _ClassifyEndpoint:
             raise DeadlineExceeded(
                 "the request's time ran out before its body was complete"
             ) from error
+        limit = gateway.settings.max_images_per_request
         work = asyncio.ensure_future(
             gateway.classifier.classify(
-                images_of(body, headers),
+                images_of(body, headers, max_images=limit),
                 target=target,
                 top_k=top_k,
                 deadline=deadline,
@@ -118,7 +124,7 @@ async def _unless_disconnected(
         return await work
     except asyncio.CancelledError:
         if work.cancelled() and watcher.done():
-            raise ClientDisconnected from None
+            raise ClientDisconnected("the client went away") from None
         raise
     finally:
         watcher.cancel()
