@@ -4,8 +4,9 @@ import asyncio
 import signal
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
@@ -31,15 +32,21 @@ class _HttpServer(uvicorn.Server):
         *,
         on_start: Callable[[], Awaitable[None]],
         on_exit: Callable[[], None],
+        held: Sequence[int],
     ) -> None:
         super().__init__(config)
+        self._held = held
         self._on_start = on_start
         self._on_exit = on_exit
         self._loop = asyncio.get_running_loop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # By now the signals come to `handle_exit`; these came before.
+        if self._held:
+            self.stop()
         await super().startup(sockets)
-        await self._on_start()
+        if not self.should_exit:
+            await self._on_start()
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         # uvicorn's own handler would die of the signal once the drain is over.
@@ -73,7 +80,13 @@ async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> Non
     Raises:
         InvalidSettings: A port is taken, or the TLS files are not what they should be.
     """
-    too_early = _hold_signals()
+    with _signals_held() as held:
+        await _run(settings, on_start, held)
+
+
+async def _run(
+    settings: Settings, on_start: Callable[[Running], None], held: Sequence[int]
+) -> None:
     _check_tls(settings)
     gateway = Gateway(settings)
     listener = _listen(settings.host, settings.http_port)
@@ -108,9 +121,9 @@ async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> Non
         ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=round(settings.drain_timeout_seconds),
     )
-    server = _HttpServer(config, on_start=start_grpc, on_exit=gateway.begin_drain)
-    if too_early:
-        server.stop()
+    server = _HttpServer(
+        config, on_start=start_grpc, on_exit=gateway.begin_drain, held=held
+    )
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -118,16 +131,25 @@ async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> Non
         await grpc_server.stop(grace=GRPC_GRACE_SECONDS)
 
 
-def _hold_signals() -> Sequence[int]:
+@contextmanager
+def _signals_held() -> Iterator[Sequence[int]]:
     """The signals that come before the server can handle them, as they come.
 
-    Without this, one that comes while the models load ends in a traceback.
+    Without this, one that comes while the server is made ends in a traceback.
     """
     held: list[int] = []
-    with suppress(NotImplementedError):  # Windows
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, held.append, number)
-    return held
+    if threading.current_thread() is not threading.main_thread():
+        yield held
+        return
+    previous = {
+        number: signal.signal(number, lambda number, _: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield held
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _check_tls(settings: Settings) -> None:
