@@ -209,6 +209,9 @@ class Batcher:
             if request.answer.done():  # cancelled, expired or failed in another batch
                 self._queue.popleft()
                 continue
+            if request.deadline <= now:  # a busy event loop runs its timers late
+                _fail(request.answer, _expired)
+                continue
             left = request.rows - request.taken
             if left > room and batch:
                 break  # only a request that no batch can hold is split

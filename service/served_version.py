@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ from service.batching import Batcher
 from service.engines import Engine
 from service.metrics import Metrics, VersionMetrics
 from service.settings import Settings
-from service.tensors import Array, Signature, Tensors
+from service.tensors import Array, Signature
 
 IMAGE_RANK: Final = 4
 
@@ -95,11 +96,8 @@ class ServedVersion:
     def _batcher(
         self, signature: Signature, settings: Settings, on_crash: Callable[[], None]
     ) -> Batcher:
-        def infer(tensors: Tensors) -> asyncio.Future[dict[str, Array]]:
-            return asyncio.ensure_future(self.engine.infer(signature.name, tensors))
-
         return Batcher(
-            infer,
+            partial(self.engine.infer, signature.name),
             slots=self.engine.slots,
             max_batch_size=settings.max_batch_size,
             max_queue_depth=settings.max_queue_depth,

@@ -25,9 +25,7 @@ BLOCKSERVE: Final = (sys.executable, "-m", "service")
 ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+), gRPC at (\S+)")
 
 
-def stub_version(
-    repository: Path, name: str = "stub", version: int = 1, **changes: Any
-) -> Path:
+def stub_version(repository: Path, name: str = "stub", version: int = 1) -> Path:
     """A version directory that the stub engine loads: a card and an empty model."""
     card = ModelCard(
         name=name,
@@ -39,7 +37,7 @@ def stub_version(
         ),
         outputs=(OutputTensor(name="probabilities", role="probabilities"),),
         labels=LABELS,
-    ).model_copy(update=changes)
+    )
     directory = repository / name / str(version)
     directory.mkdir(parents=True)
     card.write(directory)

@@ -167,6 +167,19 @@ async def test_an_expired_request_fails_at_its_deadline_and_costs_no_compute() -
         assert engine.batches == [[1], [3]]
 
 
+async def test_a_request_whose_timer_is_late_still_costs_no_compute() -> None:
+    async with batching() as (batcher, engine):
+        engine.gate.clear()
+        running, late = submit(batcher, 1), submit(batcher, 2)
+        await settle()
+        batcher._queue[0].deadline = 0
+        engine.gate.set()
+        assert await answers(running) == [[2]]
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert engine.batches == [[1]]
+
+
 async def test_a_deadline_in_the_past_is_refused() -> None:
     async with batching() as (batcher, _):
         with pytest.raises(DeadlineExceeded):

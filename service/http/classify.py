@@ -141,7 +141,7 @@ def _timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
     if not 0 < seconds < math.inf:
         raise InvalidRequest(
             "X-Request-Timeout: expected a positive number of seconds, got "
-            f"{text.decode('latin-1')!r}"
+            f"{text[:SHOWN_CHARACTERS].decode('latin-1')!r}"
         )
     return seconds
 
