@@ -11,10 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 ASSETS_DIRECTORY: Final = "assets.extra"
 CARD_FILE: Final = f"{ASSETS_DIRECTORY}/model_card.json"
+CONFUSION_FILE: Final = f"{ASSETS_DIRECTORY}/confusion.svg"
 GRAPH_FILE: Final = f"{ASSETS_DIRECTORY}/graph.svg"
+INT8_FILE: Final = f"{ASSETS_DIRECTORY}/openvino_int8.xml"  # weights beside it, .bin
 SAMPLE_FILE: Final = f"{ASSETS_DIRECTORY}/sample.png"
 SUMMARY_FILE: Final = f"{ASSETS_DIRECTORY}/summary.txt"
+TRAINING_FILE: Final = f"{ASSETS_DIRECTORY}/training.svg"
 WARMUP_FILE: Final = f"{ASSETS_DIRECTORY}/tf_serving_warmup_requests"
+
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Resize = Literal["stretch", "crop", "pad"]
 
 
 class CardError(ValueError):
@@ -29,7 +35,9 @@ class ImageInput(_Part):
     """How an image becomes the model's input tensor `dtype[batch, H, W, C]`.
 
     Resizing is bilinear with antialiasing (the filter widens when it shrinks), in every
-    place that resizes: training, gateway and graph. `stretch` ignores the aspect ratio.
+    place that resizes: training, gateway and graph. `stretch` ignores the aspect ratio,
+    `crop` takes the largest centred part that has the model's, and `pad` fits the whole
+    image in and fills the rest with black.
     """
 
     tensor: str
@@ -37,7 +45,7 @@ class ImageInput(_Part):
     width: int = Field(ge=1)
     channels: Literal[1, 3]
     dtype: Literal["uint8", "float32"] = "uint8"
-    resize: Literal["stretch"] = "stretch"
+    resize: Resize = "stretch"
     colour_order: Literal["grey", "rgb", "bgr"]
 
     @model_validator(mode="after")
@@ -59,11 +67,15 @@ class OutputTensor(_Part):
 
 
 class Accuracy(_Part):
-    """The share of `samples` images of `data` whose most probable label is right."""
+    """The share of `samples` samples of `data` that the model gets right.
+
+    `labels` holds the same for the samples of each label, where there is one.
+    """
 
     data: str
     samples: int = Field(ge=1)
     value: float = Field(ge=0, le=1)
+    labels: dict[str, float] = {}
 
 
 class Parity(_Part):
@@ -76,12 +88,59 @@ class Parity(_Part):
     max_abs_difference: float = Field(ge=0)
 
 
+class Preprocessing(_Part):
+    """How far a path from image file to pixels is from that of the training.
+
+    `path` is the gateway's decoder or the graph of the signature `serving_bytes`;
+    `variant` is the kind of image file. Pixels are 0 to 255;
+    `changed_predictions` counts the samples whose most probable label is another.
+    """
+
+    path: Literal["gateway", "serving_bytes"]
+    variant: str
+    samples: int = Field(ge=1)
+    mean_abs_difference: float = Field(ge=0)
+    max_abs_difference: float = Field(ge=0)
+    changed_predictions: int = Field(ge=0)
+
+
+class PrecisionMeasurement(_Part):
+    """Size, speed and accuracy of the model's weights in one precision.
+
+    `images_per_second` was measured in batches of `batch_size` by `engine` on the
+    machine that built it; it compares with the other measurements of the card only.
+    """
+
+    precision: Precision
+    engine: Literal["openvino", "tensorflow"]
+    size_bytes: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    images_per_second: float = Field(gt=0)
+    accuracy: float | None = Field(default=None, ge=0, le=1)
+
+
+class DataSplit(_Part):
+    """The pictures that the model was made with: how many of each label, and for what.
+
+    Trained on `train` of them, steered by `validation`, measured on `held_out`.
+    """
+
+    name: str
+    images: dict[str, int]
+    train: int
+    validation: int
+    held_out: int
+    skipped_files: int = 0
+
+
 class ModelCard(_Part):
     """One version of a model.
 
     `labels[i]` names class `i` of the output whose role is `probabilities` or `logits`.
-    `encoded_input` names the string input of the signature `serving_bytes`, if there is
-    one. `frameworks` maps package names to the versions that built the model.
+    `image_input` is the image that `classify` fills in: `None` where the model takes
+    something else, or several images. `encoded_input` names the string input of the
+    signature `serving_bytes` that belongs to it. `recipe` holds the options of the
+    build, and `frameworks` maps package names to the versions that built the model.
     """
 
     name: str = Field(min_length=1)
@@ -93,8 +152,13 @@ class ModelCard(_Part):
     outputs: tuple[OutputTensor, ...]
     labels: tuple[str, ...]
     parameters: int | None = Field(default=None, ge=0)
+    precision: Precision = "float32"
+    precisions: tuple[PrecisionMeasurement, ...] = ()
+    recipe: dict[str, str | int | float | bool | None] = {}
+    data: DataSplit | None = None
     accuracy: tuple[Accuracy, ...] = ()
     parity: Parity | None = None
+    preprocessing: tuple[Preprocessing, ...] = ()
     frameworks: dict[str, str] = {}
 
     @classmethod
