@@ -1,7 +1,7 @@
-"""The blocks and the architectures made of them: shapes, names, sizes, numbers."""
+"""The blocks, as functions and as layers: shapes, names, sizes, numbers."""
 
-from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from keras import layers
 
-from models.architectures import ARCHITECTURES, Architecture
-from models.architectures.inception import inception
-from models.blocks import Conv, MaxPool, cnn_block, inception_block
+from models.block_layers import CnnBlock, InceptionBlock, block_layer, inlined
+from models.blocks import (
+    AveragePool,
+    Branches,
+    Conv,
+    MaxPool,
+    Split,
+    Step,
+    apply,
+    cnn_block,
+    inception_block,
+)
 
 Shape = tuple[int | None, ...]
 Images = np.ndarray[Any, Any]
@@ -21,6 +30,24 @@ BRANCHES = {
     "3x3": (Conv(3, 1), Conv(4, 3)),
     "pool": (MaxPool(3), Conv(5, 1)),
 }
+# All that there is: strides, paddings, kernels that are no squares, branches within.
+NESTED = Split(
+    {
+        "3x3": (
+            Conv(4, 3, strides=2, padding="valid"),
+            Split({"1x3": (Conv(2, (1, 3)),), "3x1": (Conv(3, (3, 1)), Conv(1, 1))}),
+        ),
+        "mean": (AveragePool(3), Conv(5, 3, strides=2, padding="valid")),
+        "pool": (MaxPool(3, strides=2, padding="valid"),),
+    }
+)
+STEPS: tuple[Step, ...] = (
+    Conv(4, (1, 7), strides=2, padding="valid"),
+    MaxPool(3),
+    AveragePool((1, 2), strides=2, padding="valid"),
+    Split(BRANCHES),
+    NESTED,
+)
 
 
 def built(block: Callable[[Any], Any], shape: Shape = (8, 8, 3)) -> keras.Model:
@@ -35,6 +62,21 @@ def names(model: keras.Model) -> list[str]:
 
 def random_images(*shape: int) -> Images:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def with_random_weights(model: keras.Model, seed: int = 0) -> keras.Model:
+    """The model with weights of which none is at its default."""
+    random = np.random.default_rng(seed)
+    model.set_weights([random.uniform(0.1, 1, w.shape) for w in model.get_weights()])
+    return model
+
+
+def copy_by_inner_names(function: keras.Model, layer: keras.Layer) -> None:
+    """Give a layer the weights of the function whose layers have the same names."""
+    inner = {"/".join(w.path.split("/")[-2:]): w for w in layer.weights}
+    assert inner.keys() == {weight.path for weight in function.weights}
+    for weight in function.weights:
+        inner[weight.path].assign(weight)
 
 
 def cnn_parameters(kernel: int, channels: int, filters: int) -> int:
@@ -61,6 +103,24 @@ def test_a_cnn_block_keeps_the_size_or_divides_it_by_its_strides(
         lambda x: cnn_block(x, filters, kernel_size, strides=strides, name="b"), shape
     )
     assert model.output_shape == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "shape", "expected"),
+    [
+        (3, 1, (8, 6, 1), (None, 6, 4, 4)),
+        (1, 2, (8, 8, 3), (None, 4, 4, 4)),
+        (3, 2, (9, 8, 3), (None, 4, 3, 4)),
+        ((1, 7), 1, (8, 8, 3), (None, 8, 2, 4)),
+    ],
+)
+def test_without_padding_a_cnn_block_takes_off_the_border(
+    kernel_size: Any, strides: int, shape: Shape, expected: Shape
+) -> None:
+    def block(x: Any) -> Any:
+        return cnn_block(x, 4, kernel_size, strides=strides, padding="valid", name="b")
+
+    assert built(block, shape).output_shape == expected
 
 
 def test_the_layers_of_a_cnn_block_extend_its_name() -> None:
@@ -136,7 +196,7 @@ def test_an_inception_block_joins_its_branches_in_their_order() -> None:
 
 
 def test_a_branch_may_be_a_pool_alone_that_takes_the_largest_neighbour() -> None:
-    branches = {"as_is": (Conv(1, 1),), "pool": (MaxPool(3),)}
+    branches: Branches = {"as_is": (Conv(1, 1),), "pool": (MaxPool(3),)}
     model = built(lambda x: inception_block(x, branches, name="b"), (5, 5, 1))
     image = np.zeros((1, 5, 5, 1), np.float32)
     image[0, 2, 1] = 7
@@ -159,120 +219,129 @@ def test_blocks_compose() -> None:
     assert model.predict_on_batch(np.ones((2, 9, 8, 1))).shape == (2, 5, 4, 11)
 
 
-@pytest.fixture(scope="module")
-def network() -> keras.Model:
-    keras.utils.set_random_seed(0)
-    return inception((28, 28, 1), 10)
-
-
-def test_inception_has_the_size_that_its_documentation_tells(
-    network: keras.Model,
-) -> None:
-    assert network.count_params() == 192_326
-    assert Counter(type(layer).__name__ for layer in network.layers) == {
-        "InputLayer": 1,
-        "Rescaling": 1,
-        "Conv2D": 20,
-        "BatchNormalization": 20,
-        "ReLU": 20,
-        "MaxPooling2D": 6,
-        "Concatenate": 3,
-        "GlobalAveragePooling2D": 1,
-        "Dropout": 1,
-        "Dense": 1,
-    }
-
-
-def test_inception_halves_the_image_from_stage_to_stage(network: keras.Model) -> None:
-    shapes = {
-        name: network.get_layer(name).output.shape[1:]
-        for name in names(network)
-        if name.endswith(("_concat", "stem_2_pool", "average"))
-    }
-    assert shapes == {
-        "stem_2_pool": (7, 7, 32),
-        "inception_1a_concat": (7, 7, 120),
-        "inception_1b_concat": (7, 7, 160),
-        "inception_2a_concat": (4, 4, 288),
-        "average": (288,),
-    }
-
-
-def test_inception_takes_bytes_and_answers_probabilities(network: keras.Model) -> None:
-    (images,) = network.inputs
-    assert (images.name, images.dtype) == ("images", "uint8")
-    assert images.shape == (None, 28, 28, 1)
-    assert network.output_shape == (None, 10)
-    answer = network.predict_on_batch(random_images(7, 28, 28, 1))
-    assert (answer.shape, answer.dtype) == ((7, 10), np.float32)
-    assert (answer >= 0).all()
-    np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
-
-
-def test_inception_sees_an_inverted_image_with_the_opposite_sign(
-    network: keras.Model,
-) -> None:
-    normalise = network.get_layer("normalise")
-    images = random_images(3, 28, 28, 1)
-    seen, inverted = np.asarray(normalise(images)), np.asarray(normalise(255 - images))
-    assert -1 <= seen.min() < -0.9
-    assert 0.9 < seen.max() <= 1
-    np.testing.assert_allclose(inverted, -seen, atol=1e-6)
-
-
-def test_inception_answers_the_same_twice_though_it_has_a_dropout(
-    network: keras.Model,
-) -> None:
-    images = random_images(2, 28, 28, 1)
-    first, second = (network(images, training=False) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
-def test_the_names_of_inceptions_layers_are_the_same_in_each_build(
-    network: keras.Model,
-) -> None:
-    again = inception((28, 28, 1), 10)
-    assert names(again) == names(network)
-    assert len(set(names(network))) == len(network.layers)
-    assert [w.path for w in again.weights] == [w.path for w in network.weights]
-
-
-def test_every_convolution_of_inception_is_normalised_and_cut_off(
-    network: keras.Model,
-) -> None:
-    blocks = {n.removesuffix("_conv") for n in names(network) if n.endswith("_conv")}
-    assert len(blocks) == 20
-    for block in blocks:
-        convolution = network.get_layer(f"{block}_conv")
-        assert network.get_layer(f"{block}_bn").input is convolution.output
-        normalisation = network.get_layer(f"{block}_bn")
-        assert network.get_layer(f"{block}_relu").input is normalisation.output
+def test_an_average_pool_counts_only_what_is_within_the_image() -> None:
+    model = built(lambda x: apply(AveragePool(3), x, name="b"), (5, 5, 1))
+    answer = model.predict_on_batch(np.ones((1, 5, 5, 1), np.float32))
+    np.testing.assert_allclose(answer, np.ones((1, 5, 5, 1)))
 
 
 @pytest.mark.parametrize(
-    ("image_shape", "classes"), [((32, 48, 3), 5), ((9, 8, 1), 2), ((8, 8, 3), 1000)]
+    ("pool", "expected"),
+    [
+        (MaxPool(3), (None, 9, 8, 3)),
+        (MaxPool(3, strides=2), (None, 5, 4, 3)),
+        (AveragePool(3, strides=2, padding="valid"), (None, 4, 3, 3)),
+        (AveragePool((1, 8), padding="valid"), (None, 9, 1, 3)),
+    ],
 )
-def test_inception_takes_other_images_and_classes(
-    image_shape: tuple[int, int, int], classes: int
+def test_a_pool_keeps_the_size_unless_told_otherwise(
+    pool: Step, expected: Shape
 ) -> None:
-    model = inception(image_shape, classes)
-    assert model.input_shape == (None, *image_shape)
-    assert model.output_shape == (None, classes)
-    first_kernel = 3 * 3 * 16 * (image_shape[-1] - 1)
-    last_layer = (288 + 1) * (classes - 10)
-    assert model.count_params() == 192_326 + first_kernel + last_layer
+    assert built(lambda x: apply(pool, x, name="b"), (9, 8, 3)).output_shape == expected
 
 
-def test_architectures_are_listed_under_their_names() -> None:
-    assert "inception" in ARCHITECTURES
-    assert all(name == entry.name for name, entry in ARCHITECTURES.items())
+def test_blocks_nest() -> None:
+    model = built(lambda x: apply(NESTED, x, name="mixed"), (9, 9, 3))
+    assert model.output_shape == (None, 4, 4, (2 + 1) + 5 + 3)
+    inner = {n for n in names(model) if n.startswith("mixed_3x3_2_")}
+    expected = {"mixed_3x3_2_concat"}
+    for step in ("1x3_1", "3x1_1", "3x1_2"):
+        expected |= {f"mixed_3x3_2_{step}_{part}" for part in ("conv", "bn", "relu")}
+    assert inner == expected
+    first = model.get_layer("mixed_3x3_1_relu").output
+    for branch in ("1x3", "3x1"):
+        assert model.get_layer(f"mixed_3x3_2_{branch}_1_conv").input is first
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.name)
-def test_every_architecture_maps_images_to_probabilities(
-    architecture: Architecture,
-) -> None:
-    model = architecture.build(architecture.image_shape, architecture.classes)
-    answer = np.asarray(model(random_images(2, *architecture.image_shape)))
-    assert (answer.shape, answer.dtype) == ((2, architecture.classes), np.float32)
-    np.testing.assert_allclose(answer.sum(axis=1), 1, rtol=1e-5)
+def test_the_branches_of_a_block_must_agree_on_the_size() -> None:
+    branches: Branches = {"keeps": (Conv(1, 1),), "halves": (MaxPool(3, strides=2),)}
+    with pytest.raises(ValueError, match="matching shapes"):
+        built(lambda x: inception_block(x, branches, name="b"))
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+def test_a_block_layer_computes_what_the_function_does(step: Step) -> None:
+    function = with_random_weights(built(lambda x: apply(step, x, name="b"), (9, 9, 3)))
+    layer = block_layer(step, name="b")
+    images = random_images(2, 9, 9, 3).astype(np.float32) / 255
+    expected = function.predict_on_batch(images)
+
+    layer(images)  # builds it
+    copy_by_inner_names(function, layer)
+    np.testing.assert_allclose(np.asarray(layer(images)), expected, rtol=1e-5)
+    assert layer.compute_output_shape((None, 9, 9, 3)) == function.output_shape
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+def test_building_a_block_layer_makes_all_its_variables(step: Step) -> None:
+    layer = block_layer(step, name="b")
+    layer.build((None, 9, 9, 3))
+    variables = [id(weight) for weight in layer.weights]
+    layer(np.ones((1, 9, 9, 3), np.float32))
+    assert [id(weight) for weight in layer.weights] == variables
+    function = built(lambda x: apply(step, x, name="b"), (9, 9, 3))
+    assert layer.count_params() == function.count_params()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        CnnBlock(3, 3, name="shared"),
+        InceptionBlock({"b": (Conv(3, 3),)}, name="shared"),
+    ],
+    ids=lambda block: type(block).__name__,
+)
+def test_a_block_layer_called_twice_shares_its_variables(block: Any) -> None:
+    left, right = (keras.Input((8, 8, 3), name=name) for name in ("left", "right"))
+    model = keras.Model([left, right], [block(left), block(right)])
+    assert len(model.weights) == len(block.weights) == 4
+    assert model.count_params() == cnn_parameters(9, 3, 3)
+    images = random_images(2, 8, 8, 3).astype(np.float32)
+    before = model.predict_on_batch([images, images])
+    np.testing.assert_array_equal(before[0], before[1])
+    with_random_weights(model)
+    after = model.predict_on_batch([images, images])
+    np.testing.assert_array_equal(after[0], after[1])
+    assert not np.allclose(before[0], after[0])
+
+
+def test_a_block_layer_normalises_by_the_batch_only_in_training() -> None:
+    block = InceptionBlock({"b": (Conv(3, 1),)}, name="b")
+    images = random_images(2, 8, 8, 3).astype(np.float32)
+    served = np.asarray(block(images))
+    assert not np.allclose(np.asarray(block(images, training=True)), served)
+    assert not np.allclose(np.asarray(block(images)), served)  # it saw their statistics
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras, when it saves
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
+def test_a_block_layer_survives_saving(step: Step, tmp_path: Path) -> None:
+    block = block_layer(step, name="b")
+    model = with_random_weights(built(block, (9, 9, 3)))
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(reloaded.get_layer("b")) is type(block)
+    paths = [[weight.path for weight in m.weights] for m in (model, reloaded)]
+    assert paths[0] == paths[1]
+    images = random_images(2, 9, 9, 3).astype(np.float32)
+    expected = model.predict_on_batch(images)
+    np.testing.assert_array_equal(reloaded.predict_on_batch(images), expected)
+
+
+def test_a_block_layer_hands_its_precision_to_the_layers_within() -> None:
+    block = InceptionBlock(NESTED.branches, name="b", dtype="bfloat16")
+    again = InceptionBlock.from_config(block.get_config())
+    for layer in (block, again):
+        layer.build((None, 9, 9, 3))
+        assert {weight.dtype for weight in layer.weights} == {"bfloat16"}
+
+
+def test_a_graph_of_block_layers_can_show_what_is_within_them() -> None:
+    block = InceptionBlock(NESTED.branches, name="mixed")
+    outside = built(block, (9, 9, 3))
+    assert names(outside) == ["x", "mixed"]
+    with inlined():
+        inside = built(block, (9, 9, 3))
+    function = built(lambda x: apply(NESTED, x, name="mixed"), (9, 9, 3))
+    assert names(inside) == names(function)
+    assert {id(w) for w in inside.weights} == {id(w) for w in outside.weights}
