@@ -6,9 +6,10 @@ and a chain `<name>_conv`, `<name>_bn`, `<name>_relu` becomes one box. Everythin
 is drawn as Keras tells it, so any model can be drawn.
 """
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
@@ -16,6 +17,20 @@ from typing import Any, Final
 
 import keras
 
+from models.drawing import (
+    DARK_BLUE,
+    FAINT_INK,
+    FONTS,
+    FRAME,
+    INK,
+    LIGHT_BLUE,
+    LINE,
+    PAPER,
+    SHADE,
+    printable,
+    shortened,
+    standalone,
+)
 from models.native import silenced
 
 _BLOCK_END: Final = "_concat"
@@ -23,40 +38,39 @@ _UNIT: Final = ("_conv", "_bn", "_relu")
 _LINE_CHARACTERS: Final = 44
 _LISTED_LINES: Final = 30
 
-_INK: Final = "#1c2733"
-_FAINT_INK: Final = "#55606d"
-_LINE: Final = "#8491a0"
-_BRICK: Final = "#f3f5f7"
-_PLAIN: Final = "#ffffff"
-_WEIGHTS: Final = "#d9e8f8"
-_ENDS: Final = "#1f4468"
-_ENDS_FAINT_INK: Final = "#cfdcea"
+# Of a PNG: twice what fits a common screen, and no more than viewers can open.
+_DOTS_PER_INCH: Final = 144
+_MAX_SIDE_PIXELS: Final = 16_384
+_MAX_PIXELS: Final = 100e6
+_PAD_INCHES: Final = 0.15
+
+_FAINT_ON_DARK: Final = "#cfdcea"
 
 _GRAPH_STYLE: Final = {
-    "bgcolor": "#ffffff",
-    "fontname": "Helvetica,Arial,sans-serif",
+    "bgcolor": PAPER,
+    "fontname": FONTS,
     "fontsize": "10",
-    "fontcolor": _INK,
+    "fontcolor": INK,
     "labeljust": "l",
     "nodesep": "0.16",
     "ranksep": "0.22",
-    "pad": "0.15",
+    "pad": str(_PAD_INCHES),
 }
 _BOX_STYLE: Final = {
     "shape": "box",
     "style": "filled,rounded",
-    "color": _LINE,
-    "fontname": "Helvetica,Arial,sans-serif",
+    "color": LINE,
+    "fontname": FONTS,
     "fontsize": "10",
     "margin": "0.13,0.06",
     "height": "0",
     "width": "0",
 }
-_ARROW_STYLE: Final = {"color": _LINE, "arrowsize": "0.55", "penwidth": "0.9"}
+_ARROW_STYLE: Final = {"color": LINE, "arrowsize": "0.55", "penwidth": "0.9"}
 _BRICK_STYLE: Final = {
     "style": "filled,rounded",
-    "color": "#c3cad2",
-    "fillcolor": _BRICK,
+    "color": FRAME,
+    "fillcolor": SHADE,
     "margin": "9",
 }
 
@@ -76,7 +90,11 @@ class _Brick:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Box:
-    """One layer, or a folded chain of them; `bricks` surround it, outermost first."""
+    """One layer, or a folded chain of them.
+
+    `bricks` surround it, outermost first; `answers` are the names of those outputs of
+    the model that it makes, unless they are its own.
+    """
 
     key: str
     kind: str
@@ -87,6 +105,7 @@ class _Box:
     parameters: int = 0
     calls: int = 1
     is_output: bool = False
+    answers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -133,10 +152,26 @@ def draw(model: keras.Model) -> str:
     Raises:
         ImportError: pygraphviz is not installed.
     """
-    graph = _graph_of(model)
-    _fold_units(graph)
-    _splice_inner_inputs(graph)
-    return _standalone(_render(graph), _title(model))
+    svg = _rendered(_canvas(_graph_of(model)), "svg").decode()
+    return standalone(svg.replace("<title>cluster_", "<title>"), _title(model))
+
+
+def draw_png(model: keras.Model) -> bytes:
+    """Draw a model as `draw` does: a PNG file of at most 16,384 pixels a side.
+
+    Raises:
+        ImportError: pygraphviz is not installed.
+    """
+    canvas = _canvas(_graph_of(model))
+    _, _, *inches = _rendered(canvas, "plain").split(maxsplit=4)[:4]
+    width, height = (float(side) + 2 * _PAD_INCHES for side in inches)
+    dots_per_inch = min(
+        _DOTS_PER_INCH,
+        _MAX_SIDE_PIXELS / max(width, height),
+        math.sqrt(_MAX_PIXELS / (width * height)),
+    )
+    canvas.graph_attr["dpi"] = math.floor(dots_per_inch)
+    return _rendered(canvas, "png")
 
 
 def _graph_of(model: keras.Model) -> _Graph:
@@ -144,13 +179,25 @@ def _graph_of(model: keras.Model) -> _Graph:
     function = _function(model)
     if function is not None:
         ends = _trace(graph, function)
-        for key in ends.outputs:
-            graph.add(replace(graph.boxes[key], is_output=True))
+        for key, name in zip(ends.outputs, _output_names(model), strict=True):
+            box = graph.boxes[key]
+            answers = (*box.answers, name) if name and name != box.name else box.answers
+            graph.add(replace(box, is_output=True, answers=answers))
     elif isinstance(model, keras.Sequential) and model.layers:
         _chain(graph, model.layers)
     else:
         graph.add(_listing(model))
+    _fold_units(graph)
+    _splice_inner_inputs(graph)
     return graph
+
+
+def _output_names(model: keras.Model) -> list[str]:
+    """What each output is called; nothing where they have no names."""
+    outputs = None if isinstance(model, keras.Sequential) else model.output
+    named = outputs.items() if isinstance(outputs, Mapping) else ()
+    names = {id(tensor): name for name, tensor in named}
+    return [names.get(id(tensor), "") for tensor in model.outputs]
 
 
 def _function(layer: Any) -> Any | None:
@@ -425,8 +472,8 @@ def _title(model: keras.Model) -> str:
     return f"{model.name}: the graph of a model{size}"
 
 
-def _render(graph: _Graph) -> str:
-    """Lay the graph out with Graphviz's libraries, which pygraphviz brings along."""
+def _canvas(graph: _Graph) -> Any:
+    """A graph in Graphviz's terms; pygraphviz brings Graphviz along."""
     try:
         import pygraphviz  # noqa: PLC0415 (only the build extra installs it)
     except ImportError as missing:
@@ -443,8 +490,12 @@ def _render(graph: _Graph) -> str:
         canvas.add_edge(_node(start), _node(end))
     for start, end in _spines(graph):
         canvas.add_edge(_node(start), _node(end), style="invis")
+    return canvas
+
+
+def _rendered(canvas: Any, form: str) -> bytes:
     with silenced():  # fontconfig complains of the system's configuration
-        return bytes(canvas.draw(format="svg", prog="dot")).decode()
+        return bytes(canvas.draw(format=form, prog="dot"))
 
 
 def _spines(graph: _Graph) -> Iterator[tuple[str, str]]:
@@ -466,30 +517,36 @@ def _spines(graph: _Graph) -> Iterator[tuple[str, str]]:
 def _frame(canvas: Any, frames: dict[str, Any], bricks: Sequence[_Brick]) -> Any:
     """The innermost of the frames around a box; the canvas where there is none."""
     frame = canvas
+    around = ""
     for brick in bricks:
         if brick.key not in frames:
             frames[brick.key] = frame.add_subgraph(
-                name=f"cluster_{_printable(brick.key)}",
-                label=_heading(brick),
+                name=f"cluster_{printable(brick.key)}",
+                label=_heading(brick, around),
                 **_BRICK_STYLE,
             )
         frame = frames[brick.key]
+        around = brick.prefix
     return frame
 
 
-def _heading(brick: _Brick) -> str:
-    """A brick's name, with room on its right: arrows come down the middle."""
-    room = "&#160;" * (3 * max(len(_text(brick.name)), len(brick.kind)))
-    lines = [f"<b>{_text(brick.name)}</b>{room}"]
-    lines += [_small(_text(brick.kind), _FAINT_INK)] if brick.kind else []
+def _heading(brick: _Brick, around: str) -> str:
+    """A brick's name, with room on its right: arrows come down the middle.
+
+    It leaves out what is the name of the block around it, as boxes do.
+    """
+    name = _text(brick.name.removeprefix(around))
+    room = "&#160;" * (3 * max(len(name), len(brick.kind)))
+    lines = [f"<b>{name}</b>{room}"]
+    lines += [_small(_text(brick.kind), FAINT_INK)] if brick.kind else []
     return _rows(lines)
 
 
 def _look(box: _Box) -> dict[str, str]:
     if box.is_input or box.is_output:
-        return _colours(box, fill=_ENDS, ink=_PLAIN, faint=_ENDS_FAINT_INK)
-    fill = _WEIGHTS if box.parameters else _PLAIN
-    return _colours(box, fill=fill, ink=_INK, faint=_FAINT_INK)
+        return _colours(box, fill=DARK_BLUE, ink=PAPER, faint=_FAINT_ON_DARK)
+    fill = LIGHT_BLUE if box.parameters else PAPER
+    return _colours(box, fill=fill, ink=INK, faint=FAINT_INK)
 
 
 def _colours(box: _Box, *, fill: str, ink: str, faint: str) -> dict[str, str]:
@@ -500,7 +557,9 @@ def _label(box: _Box, faint: str) -> str:
     """The lines in a box."""
     name = f"{_text(box.name)}{_times(box.calls)}"
     lines = [f"<b>{_text(box.kind)}</b>", _small(name)]
-    lines += [_small(_text(line), faint) for line in (*box.notes, _facts(box)) if line]
+    answers = (f"→ {answer}" for answer in box.answers)
+    notes = (*box.notes, _facts(box), *answers)
+    lines += [_small(_text(line), faint) for line in notes if line]
     return _rows(lines)
 
 
@@ -523,25 +582,10 @@ def _small(line: str, colour: str = "") -> str:
 
 def _node(key: str) -> str:
     """A name for a node; Graphviz keeps those with a leading % to itself."""
-    return re.sub("^%", "\N{FULLWIDTH PERCENT SIGN}", _printable(key))
+    return re.sub("^%", "\N{FULLWIDTH PERCENT SIGN}", printable(key))
 
 
 def _text(text: str) -> str:
     """A text for a label, shortened in the middle where it would be too wide."""
-    if len(text) > _LINE_CHARACTERS:
-        half = _LINE_CHARACTERS // 2
-        text = f"{text[: half - 1]}…{text[-half:]}"
     # Even in its HTML, Graphviz reads \N as the name of the node.
-    return escape(_printable(text)).replace("\\", r"\\")
-
-
-def _printable(text: str) -> str:
-    """A text without the characters that XML cannot hold."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _standalone(svg: str, title: str) -> str:
-    """Leave out the address of SVG's DTD, and tell what the drawing shows."""
-    drawing = svg[svg.index("<svg") :].replace("<title>cluster_", "<title>")
-    tag, rest = drawing.split(">", 1)
-    return f'{tag} role="img">\n<title>{escape(_printable(title))}</title>{rest}'
+    return escape(printable(shortened(text, _LINE_CHARACTERS))).replace("\\", r"\\")

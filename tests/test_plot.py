@@ -3,14 +3,16 @@
 import re
 import sys
 from collections import Counter
+from io import BytesIO
 from xml.etree import ElementTree as ET
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from PIL import Image
 
-from models.plot import draw
+from models.plot import draw, draw_png
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,6 +39,9 @@ class Drawing:
     @staticmethod
     def _lines(group: ET.Element) -> list[str]:
         return [element.text or "" for element in group.iter(f"{SVG}text")]
+
+    def heading(self, cluster: str) -> str:
+        return self._lines(self.clusters[cluster])[0].replace("\N{NO-BREAK SPACE}", "")
 
     def fill(self, node: str) -> str:
         group = next(g for g in self._groups("node") if self._title(g) == node)
@@ -128,6 +133,31 @@ def test_a_block_within_a_block_is_a_cluster_within_a_cluster():
     outer = drawing.members("pair block")
     assert drawing.members("pair_left block") < outer
     assert drawing.members("pair_right block") < outer
+
+
+def test_a_branch_that_splits_again_is_a_cluster_in_its_block():
+    """As in the last blocks of Inception v3."""
+    x = keras.Input((8, 8, 1))
+    y = cnn_block(x, 2, 1, name="mixed_9_3x3_1")
+    parts = [
+        cnn_block(y, 2, size, name=f"mixed_9_3x3_2_{size[0]}x{size[1]}_1")
+        for size in ((1, 3), (3, 1))
+    ]
+    pool = layers.AveragePooling2D(3, 1, padding="same", name="mixed_9_pool_1")(x)
+    ends = [
+        cnn_block(x, 2, 1, name="mixed_9_1x1_1"),
+        layers.Concatenate(name="mixed_9_3x3_2_concat")(parts),
+        cnn_block(pool, 2, 1, name="mixed_9_pool_2"),
+    ]
+    drawing = Drawing(keras.Model(x, layers.Concatenate(name="mixed_9_concat")(ends)))
+    assert drawing.members("mixed_9_3x3_2 block") == {
+        *("mixed_9_3x3_2_1x3_1", "mixed_9_3x3_2_3x1_1", "mixed_9_3x3_2_concat")
+    }
+    assert drawing.members("mixed_9_3x3_2 block") < drawing.members("mixed_9 block")
+    assert drawing.heading("mixed_9 block") == "mixed_9"
+    assert drawing.heading("mixed_9_3x3_2 block") == "3x3_2"
+    assert drawing.nodes["mixed_9_3x3_2_1x3_1"][1] == "1x3_1, 2 filters"
+    assert drawing.nodes["mixed_9_pool_1"][0] == "AveragePooling2D 3×3"
 
 
 def test_a_concatenation_without_companions_makes_no_cluster():
@@ -266,6 +296,18 @@ def test_several_inputs_and_outputs_are_all_drawn_as_such():
     }
 
 
+def test_a_box_tells_the_names_of_the_outputs_that_it_makes():
+    left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    kind = layers.Dense(3, name="kind")
+    same = layers.Dot(1, name="same")([left, right])
+    outputs = {"left_kind": kind(left), "right_kind": kind(right), "same": same}
+    drawing = Drawing(keras.Model({"left": left, "right": right}, outputs))
+    assert drawing.nodes["kind"][1:] == [
+        *("kind · called 2×", "output 3 · 15 params", "→ left_kind", "→ right_kind")
+    ]
+    assert drawing.nodes["same"][1:] == ["same", "output 1"]
+
+
 def test_a_sequential_model_is_a_chain():
     model = keras.Sequential(
         [
@@ -301,6 +343,9 @@ def test_a_nested_model_is_a_cluster_between_the_arrows_to_and_from_it():
     y = layers.Subtract(name="difference")([model(left), model(right)])
     drawing = Drawing(keras.Model([left, right], y))
     assert drawing.members("encoder model") == {"encoder/inner"}
+    assert drawing._lines(drawing.clusters["encoder model"])[-1] == (
+        "Sequential · called 2×"
+    )
     assert drawing.arrows == {
         ("left", "encoder/inner"): 1,
         ("right", "encoder/inner"): 1,
@@ -435,10 +480,36 @@ def test_no_two_boxes_overlap(drawing):
             assert x1 <= left or right <= x0 or y1 <= top or bottom <= y0
 
 
+def test_a_png_shows_the_same_drawing_with_more_pixels(drawing):
+    png = draw_png(inception())
+    with Image.open(BytesIO(png)) as image:
+        assert image.format == "PNG"
+        width, height = image.size
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+    points = drawing.root.get("width"), drawing.root.get("height")
+    for pixels, size in zip((width, height), points, strict=True):
+        assert pixels == pytest.approx(2 * float(size.removesuffix("pt")), rel=0.02)
+    for node in ("images", "stem", "rescale"):
+        assert tuple(bytes.fromhex(_hex(drawing.fill(node)))) in colours
+
+
+def _hex(fill: str) -> str:
+    return {"white": "ffffff"}.get(fill, fill.removeprefix("#"))
+
+
+def test_a_png_of_a_deep_network_is_no_longer_than_viewers_can_open():
+    x = y = keras.Input((4,))
+    for _ in range(200):
+        y = layers.ReLU()(y)
+    with Image.open(BytesIO(draw_png(keras.Model(x, y)))) as image:
+        assert 16_000 < image.height <= 16_384
+
+
 def test_drawing_leaves_the_model_as_it_was():
     model = inception()
     before = model.to_json()
     draw(model)
+    draw_png(model)
     assert model.to_json() == before
 
 
