@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.card import CARD_FILE, INT8_FILE
 from models.datasets import Dataset
+from models.quantisation import quantise
 from service import engines
 from service.engines import Engine
+from service.engines.openvino import OpenVinoEngine
 from service.errors import UnsupportedModel
 from service.settings import EngineChoice
 from tests.support import only
@@ -18,8 +21,26 @@ from tests.support import only
 ENGINES: tuple[EngineChoice, ...] = ("openvino", "tensorflow", "stub")
 
 
-@pytest.fixture(scope="session", params=ENGINES)
-def engine(request: pytest.FixtureRequest, version_directory: Path) -> Engine:
+@pytest.fixture(scope="session")
+def int8_directory(
+    version_directory: Path,
+    digit_data: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The version with an int8 file, and without a card, which it can do without."""
+    copy = tmp_path_factory.mktemp("int8") / "1"
+    shutil.copytree(version_directory, copy)
+    (copy / CARD_FILE).unlink()
+    quantise(copy, {"images": digit_data.train.images}, copy / INT8_FILE)
+    return copy
+
+
+@pytest.fixture(scope="session", params=[*ENGINES, "openvino int8"])
+def engine(
+    request: pytest.FixtureRequest, version_directory: Path, int8_directory: Path
+) -> Engine:
+    if request.param == "openvino int8":
+        return engines.load("openvino", int8_directory, slots=2)
     return engines.load(request.param, version_directory, slots=2)
 
 
@@ -78,7 +99,7 @@ async def test_calls_in_all_slots_at_once_get_their_own_answers(engine: Engine) 
 async def test_openvino_and_tensorflow_give_the_same_probabilities(
     version_directory: Path, digit_data: Dataset
 ) -> None:
-    images = digit_data.held_out_images[:64]
+    images = digit_data.held_out.images[:64]
     answers = []
     for choice in ("openvino", "tensorflow"):
         loaded = engines.load(choice, version_directory, slots=None)
@@ -94,10 +115,48 @@ async def test_tensorflow_also_runs_the_signature_that_decodes_images(
     sample = (version_directory / "assets.extra/sample.png").read_bytes()
     encoded = np.array([sample, sample], object)
     answer = await loaded.infer("serving_bytes", {"image_bytes": encoded})
-    pixels = digit_data.held_out_images[:1]
+    pixels = digit_data.held_out.images[:1]
     expected = await probabilities(loaded, pixels)
     np.testing.assert_allclose(answer["probabilities"][1], expected[0], atol=1e-5)
     loaded.close()
+
+
+async def test_openvino_takes_a_versions_int8_file_and_runs_it_in_int8(
+    version_directory: Path, int8_directory: Path, digit_data: Dataset
+) -> None:
+    images = digit_data.held_out.images[:256]
+    guesses, precisions = [], []
+    for directory in (version_directory, int8_directory):
+        loaded = OpenVinoEngine.load(directory, slots=1)
+        guesses.append((await probabilities(loaded, images)).argmax(axis=1))
+        precisions.append(convolution_precisions(loaded))
+        loaded.close()
+    assert precisions == [{"f32"}, {"u8"}]
+    assert np.mean(guesses[0] == guesses[1]) > 0.95
+
+
+def convolution_precisions(loaded: OpenVinoEngine) -> set[str]:
+    """What the convolutions take, as they run after all rewriting."""
+    running = loaded._idle.get().get_compiled_model().get_runtime_model()
+    layers = [operation.get_rt_info() for operation in running.get_ops()]
+    return {
+        layer["runtimePrecision"].value
+        for layer in layers
+        if layer["layerType"].value == "Convolution"
+    }
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+@pytest.mark.parametrize("share_left", [0, 0.5])
+def test_a_damaged_int8_file_is_refused_by_its_name(
+    int8_directory: Path, tmp_path: Path, suffix: str, share_left: float
+) -> None:
+    copy = tmp_path / "1"
+    shutil.copytree(int8_directory, copy)
+    part = (copy / INT8_FILE).with_suffix(suffix)
+    part.write_bytes(part.read_bytes()[: int(share_left * part.stat().st_size)])
+    with pytest.raises(UnsupportedModel, match=rf"OpenVINO cannot load {INT8_FILE}: "):
+        engines.load("openvino", copy, slots=1)
 
 
 def test_auto_takes_openvino_where_it_can(version_directory: Path) -> None:

@@ -1,7 +1,7 @@
 """The embedded default: OpenVINO reads the SavedModel without TensorFlow.
 
 It converts the signature `serving_default` and cannot run one that decodes images from
-strings; the gateway decodes itself.
+strings; the gateway decodes itself. A version's int8 file goes before its SavedModel.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 import numpy as np
 
+from models.card import INT8_FILE
 from service.engines.base import InProcessEngine
 from service.errors import UnsupportedModel
 from service.tensors import Array, Signature, Tensors, TensorSpec
@@ -46,29 +47,34 @@ class OpenVinoEngine(InProcessEngine):
 
     @classmethod
     def load(cls, version_directory: Path, *, slots: int | None) -> Self:
-        """Read and compile a SavedModel.
+        """Read and compile a version's int8 file, else its SavedModel.
 
         Raises:
             UnsupportedModel: OpenVINO cannot read or convert it.
         """
+        # The file decides and not the card, which a version need not have.
+        int8 = version_directory / INT8_FILE
+        path = int8 if int8.exists() else version_directory
         slots = slots or max(1, (os.cpu_count() or 1) // CORES_PER_SLOT)
         options = {
             "NUM_STREAMS": slots,
             # Two processes that pin their threads fight over the same cores.
             "ENABLE_CPU_PINNING": False,
             # On some processors the default is bfloat16: other numbers than training's.
+            # What is quantised runs in int8 nevertheless.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         try:
             core = openvino.Core()
             # A mapped file that is truncated under us would kill the process.
             core.set_property({"ENABLE_MMAP": False})
-            model = core.read_model(version_directory)
+            model = core.read_model(path)
             compiled = core.compile_model(model, "CPU", options)
             return cls(compiled, slots=slots)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UnsupportedModel(f"OpenVINO cannot load it: {reason}") from error
+            what = INT8_FILE if path == int8 else "it"
+            raise UnsupportedModel(f"OpenVINO cannot load {what}: {reason}") from error
 
     def _compute(self, signature: str, tensors: Tensors) -> dict[str, Array]:
         outputs = self.signatures[signature].outputs
