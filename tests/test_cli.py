@@ -1,13 +1,15 @@
 """The command line: what it prints, and what it says to wrong use."""
 
 import asyncio
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.support import image_of_class, serving, stub_version
+from tests.support import BLOCKSERVE, image_of_class, serving, stub_version
 
 
 def blockserve(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -85,3 +87,23 @@ async def test_classify_prints_a_row_for_each_image(tmp_path: Path) -> None:
     assert "good.png   d  90.0%" in done.stdout
     assert done.returncode == 1
     assert "bad.png: 8 bytes that are not an image" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_gateway_while_it_builds_the_demo_ends_the_build(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [*BLOCKSERVE, "serve", "--repository", str(tmp_path / "repository")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "building the demo model first" in process.stdout.readline()
+        gateway = psutil.Process(process.pid)
+        while not (builds := gateway.children()):
+            assert process.poll() is None
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        gone, alive = psutil.wait_procs(builds, timeout=60)
+    assert (len(gone), alive) == (1, [])
+    assert process.returncode == 128 + number

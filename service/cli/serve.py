@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Final
+from types import FrameType
+from typing import Annotated, Final, NoReturn
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -20,6 +22,7 @@ from service.settings import Settings
 
 # What to dial for an address that means every interface.
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104, not bound
+SIGNALLED: Final = 128  # what shells add to the signal that has ended a program
 LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
 
 
@@ -62,10 +65,21 @@ def _build_demo(repository: Path) -> None:
     _say(f"[bold]{repository}[/bold] is empty: building the demo model first")
     command = [sys.executable, "-m", "service", "build"]
     command += ["--repository", str(repository)]
+    # In a group of its own, for Ctrl-C would only make it finish its training early.
     # Flags of our own program and a path, without a shell.
-    status = subprocess.run(command, check=False).returncode  # noqa: S603
+    before = signal.signal(signal.SIGTERM, _exit)
+    with subprocess.Popen(command, process_group=0) as process:  # noqa: S603
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()  # unless it has ended by itself
+    signal.signal(signal.SIGTERM, before)
     if status != 0:
         sys.exit(status)
+
+
+def _exit(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(SIGNALLED + number)
 
 
 def _configure_logging(level: str) -> None:
