@@ -5,7 +5,7 @@ The one module that the build side and the serving side share; it imports no fra
 
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,6 +31,25 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Rectangle(NamedTuple):
+    """Whole pixels of an image, counted from its upper left corner."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Placement(NamedTuple):
+    """Which part of an upright image is resized, and where it goes in the input.
+
+    The size of `target` is that after the resize; what lies around it is black.
+    """
+
+    source: Rectangle
+    target: Rectangle
+
+
 class ImageInput(_Part):
     """How an image becomes the model's input tensor `dtype[batch, H, W, C]`.
 
@@ -48,6 +67,25 @@ class ImageInput(_Part):
     resize: Resize = "stretch"
     colour_order: Literal["grey", "rgb", "bgr"]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        return self.height, self.width, self.channels
+
+    def place(self, height: int, width: int) -> Placement:
+        """How an upright image of this size is resized into the input.
+
+        In integers and without a comparison, so that TensorFlow's scalars (int64) can
+        be given as well: every place that resizes rounds as this does.
+        """
+        source = Rectangle(0, 0, height, width)
+        target = Rectangle(0, 0, self.height, self.width)
+        if self.resize == "crop":
+            return Placement(_centred_part(source, aspect=target), target)
+        if self.resize == "pad":
+            return Placement(source, _centred_part(target, aspect=source))
+        return Placement(source, target)
+
     @model_validator(mode="after")
     def _colour_order_fits_the_channels(self) -> Self:
         if (self.channels == 1) != (self.colour_order == "grey"):
@@ -57,6 +95,25 @@ class ImageInput(_Part):
             )
             raise ValueError(message)
         return self
+
+
+def _centred_part(whole: Rectangle, *, aspect: Rectangle) -> Rectangle:
+    """The largest centred part that has an aspect ratio, but for the rounding."""
+    height = _smaller(whole.height, _rounded(whole.width * aspect.height, aspect.width))
+    width = _smaller(whole.width, _rounded(whole.height * aspect.width, aspect.height))
+    return Rectangle(
+        (whole.height - height) // 2, (whole.width - width) // 2, height, width
+    )
+
+
+def _rounded(dividend: int, divisor: int) -> int:
+    """The quotient rounded to the nearest integer, a half up, and 1 at least."""
+    quotient = (2 * dividend + divisor) // (2 * divisor)
+    return -_smaller(-quotient, -1)
+
+
+def _smaller(one: int, other: int) -> int:
+    return (one + other - abs(one - other)) // 2
 
 
 class OutputTensor(_Part):

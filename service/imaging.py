@@ -1,12 +1,13 @@
 """Encoded images become the arrays that a model was trained on.
 
 Every image is read as a person sees it: turned upright by its EXIF orientation, laid on
-white where it is transparent. Then it gets the card's colours and is stretched to the
-card's size with Pillow's antialiased bilinear filter.
+white where it is transparent. Then it gets the card's colours and is stretched, cropped
+or padded to the card's size, with Pillow's antialiased bilinear filter.
 
 JPEG, which nearly every client sends, takes a short way through libjpeg-turbo, and a
 large one is scaled while it is decoded: the inverse DCT yields 1/2, 1/4 or 1/8 of the
-size, as long as twice the model's size is left; the filter does the rest.
+size, as long as twice the model's size is left; the filter does the rest. An image is
+turned last, when few pixels are left to move.
 """
 
 import io
@@ -33,7 +34,7 @@ from PIL.TiffImagePlugin import (
 )
 from PIL.WebPImagePlugin import WebPImageFile
 
-from models.card import ImageInput
+from models.card import ImageInput, Rectangle
 from service.errors import BlockserveError, InvalidImage, TooLarge
 
 Pixels = NDArray[np.uint8]
@@ -181,6 +182,20 @@ _HARMLESS: Final = re.compile(
 )
 
 
+class _Plan(NamedTuple):
+    """How an image becomes the model's input when it is turned last.
+
+    `source` is the part of the stored image that becomes `rows` by `columns` pixels;
+    `target` is their place once they are upright.
+    """
+
+    source: Rectangle
+    rows: int
+    columns: int
+    orientation: int
+    target: Rectangle
+
+
 class _JpegHeader(NamedTuple):
     height: int
     width: int
@@ -203,8 +218,8 @@ def _decode_jpeg(
         return None
     height, width, orientation, _ = header
     _check_pixels(height, width, max_pixels)
-    size = _size_before_turning(image_input, orientation)
-    scale = _dct_scale(height, width, size)
+    plan = _plan(image_input, height, width, orientation)
+    scale = _dct_scale(plan)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
             encoded,
@@ -216,15 +231,7 @@ def _decode_jpeg(
         if _HARMLESS.search(str(error)):
             return None
         raise
-    if pixels.shape[:2] != size:
-        grey_or_colour = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-        pixels = _resize(
-            Image.fromarray(grey_or_colour),
-            size,
-            # A scaled image is rounded up to whole pixels; the last may be part empty.
-            box=(0, 0, width / scale, height / scale),
-        )
-    return _turn(pixels, orientation)
+    return _turn_and_pad(_resize_scaled(pixels, plan, scale), plan, image_input)
 
 
 def _read_jpeg_header(encoded: bytes) -> _JpegHeader | None:
@@ -259,7 +266,8 @@ def _walk_jpeg(encoded: bytes) -> tuple[bytes, int]:
         if marker == _FILL:
             position += 1
             continue
-        if marker == _APP1 and encoded.startswith(_EXIF, position + 4):
+        # A block too long for one segment goes on in others, which begin alike.
+        if marker == _APP1 and not exif and encoded.startswith(_EXIF, position + 4):
             exif = encoded[position + 4 : position + 2 + length]
         position += 2 + length
     return exif, marker
@@ -278,7 +286,7 @@ def _check_scans(encoded: bytes) -> None:
 _MIN_SURPLUS: Final = 2
 
 
-def _dct_scale(height: int, width: int, size: tuple[int, int]) -> int:
+def _dct_scale(plan: _Plan) -> int:
     """By how much to shrink in the inverse DCT: 8, 4, 2 or 1.
 
     Scaling there is nearly free, and blurs. How far pixels (0 to 255) are then from a
@@ -295,9 +303,29 @@ def _dct_scale(height: int, width: int, size: tuple[int, int]) -> int:
     With a surplus of 2 or 3, 12 megapixels to 224x224 take a fifth of the time of a
     full decode; with 1.5, a seventh.
     """
-    rows, columns = size
-    most = min(height / rows, width / columns) / _MIN_SURPLUS
+    source = plan.source
+    most = min(source.height / plan.rows, source.width / plan.columns) / _MIN_SURPLUS
     return next((scale for scale in (8, 4, 2) if scale <= most), 1)
+
+
+def _resize_scaled(pixels: Pixels, plan: _Plan, scale: int) -> Pixels:
+    """Resize what was decoded at 1/`scale` of its size."""
+    top, left, height, width = plan.source
+    # Whole pixels that cover the part; at its edges they may lie partly outside of it.
+    first_row, first_column = top // scale, left // scale
+    part = pixels[
+        first_row : -(-(top + height) // scale),
+        first_column : -(-(left + width) // scale),
+    ]
+    if part.shape[:2] == (plan.rows, plan.columns):
+        return part
+    x, y = left / scale - first_column, top / scale - first_row
+    grey_or_colour = part[:, :, 0] if part.shape[2] == 1 else part
+    return _resize(
+        Image.fromarray(grey_or_colour),
+        plan,
+        box=(x, y, x + width / scale, y + height / scale),
+    )
 
 
 def _decode_any(
@@ -312,10 +340,15 @@ def _decode_any(
     mode = "L" if image_input.colour_order == "grey" else "RGB"
     if opaque.mode != mode:
         opaque = opaque.convert(mode)
-    pixels = _resize(opaque, _size_before_turning(image_input, orientation))
+    plan = _plan(image_input, opaque.height, opaque.width, orientation)
+    top, left, height, width = plan.source
+    if (width, height) != opaque.size:
+        # Not as the box of the resize: its filter would reach over the edges.
+        opaque = opaque.crop((left, top, left + width, top + height))
+    pixels = _resize(opaque, plan)
     if image_input.colour_order == "bgr":
         pixels = pixels[:, :, ::-1]
-    return _turn(pixels, orientation)
+    return _turn_and_pad(pixels, plan, image_input)
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -361,20 +394,19 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _resize(
     image: Image.Image,
-    size: tuple[int, int],
+    plan: _Plan,
     box: tuple[float, float, float, float] | None = None,
 ) -> Pixels:
     """Stretch to `uint8[rows, columns, channels]`."""
-    rows, columns = size
     resized = image.resize(
-        (columns, rows),
+        (plan.columns, plan.rows),
         Image.Resampling.BILINEAR,
         box=box,
         # From eight times the size on, averaging blocks first halves the time and
         # moves a pixel by 0.2 of 255 in the mean.
         reducing_gap=4,
     )
-    return np.asarray(resized).reshape(rows, columns, -1)
+    return np.asarray(resized).reshape(plan.rows, plan.columns, -1)
 
 
 _EXIF: Final = b"Exif\0\0"
@@ -406,20 +438,35 @@ def _orientation(exif: bytes) -> int:
     return orientation if orientation in _TURNS else _UPRIGHT
 
 
-def _size_before_turning(image_input: ImageInput, orientation: int) -> tuple[int, int]:
-    """Rows and columns that give the model's height and width once turned upright."""
-    transposed, _, _ = _TURNS[orientation]
-    if transposed:
-        return image_input.width, image_input.height
-    return image_input.height, image_input.width
-
-
-def _turn(pixels: Pixels, orientation: int) -> Pixels:
+def _plan(image_input: ImageInput, height: int, width: int, orientation: int) -> _Plan:
+    """Plan for a stored image of this size and EXIF orientation."""
     transposed, reverse_rows, reverse_columns = _TURNS[orientation]
+    if transposed:
+        height, width = width, height
+    source, target = image_input.place(height, width)
+    rows, columns = target.height, target.width
+    # From the upright image back to the stored one.
+    if reverse_rows:
+        source = source._replace(top=height - source.top - source.height)
+    if reverse_columns:
+        source = source._replace(left=width - source.left - source.width)
+    if transposed:
+        source = Rectangle(source.left, source.top, source.width, source.height)
+        rows, columns = columns, rows
+    return _Plan(source, rows, columns, orientation, target)
+
+
+def _turn_and_pad(pixels: Pixels, plan: _Plan, image_input: ImageInput) -> Pixels:
+    transposed, reverse_rows, reverse_columns = _TURNS[plan.orientation]
     if transposed:
         pixels = pixels.swapaxes(0, 1)
     if reverse_rows:
         pixels = pixels[::-1]
     if reverse_columns:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    if pixels.shape == image_input.shape:
+        return np.ascontiguousarray(pixels)
+    top, left, height, width = plan.target
+    padded = np.zeros(image_input.shape, np.uint8)
+    padded[top : top + height, left : left + width] = pixels
+    return padded

@@ -15,10 +15,13 @@ from models.card import (
     CARD_FILE,
     Accuracy,
     CardError,
+    DataSplit,
     ImageInput,
     ModelCard,
     OutputTensor,
     Parity,
+    PrecisionMeasurement,
+    Preprocessing,
 )
 
 CARD = ModelCard(
@@ -36,7 +39,34 @@ CARD = ModelCard(
     ),
     labels=("zéro", "一", 'a "quote"'),
     parameters=192_326,
-    accuracy=(Accuracy(data="held out", samples=1000, value=0.9875),),
+    precision="int8",
+    precisions=(
+        PrecisionMeasurement(
+            precision="int8",
+            engine="openvino",
+            size_bytes=351_000,
+            batch_size=32,
+            images_per_second=16_267.5,
+            accuracy=0.98,
+        ),
+    ),
+    recipe={"epochs": 3, "width": 0.5, "dataset": "pets", "untrained": False},
+    data=DataSplit(
+        name="pets", images={"zéro": 20}, train=14, validation=3, held_out=3
+    ),
+    accuracy=(
+        Accuracy(data="held out", samples=1000, value=0.9875, labels={"zéro": 1.0}),
+    ),
+    preprocessing=(
+        Preprocessing(
+            path="gateway",
+            variant="exif rotation",
+            samples=16,
+            mean_abs_difference=0.35,
+            max_abs_difference=12,
+            changed_predictions=1,
+        ),
+    ),
     parity=Parity(samples=32, max_abs_difference=1.2e-7),
     frameworks={"keras": "3.15.1"},
 )
@@ -139,7 +169,7 @@ def test_unknown_keys_are_refused_wherever_they_are(tmp_path: Path, path: str) -
         ("image_input.channels", 2),
         ("image_input.channels", 4),
         ("image_input.dtype", "int8"),
-        ("image_input.resize", "crop"),
+        ("image_input.resize", "squeeze"),
         ("image_input.colour_order", "rgba"),
         ("outputs", None),
         ("outputs.1.role", "embedding"),
@@ -150,6 +180,17 @@ def test_unknown_keys_are_refused_wherever_they_are(tmp_path: Path, path: str) -
         ("accuracy.0.value", -0.01),
         ("accuracy.0.value", nan),
         ("accuracy.0.samples", 0),
+        ("accuracy.0.labels", ["zéro"]),
+        ("precision", "int4"),
+        ("precisions.0.engine", "tflite"),
+        ("precisions.0.size_bytes", 0),
+        ("precisions.0.images_per_second", inf),
+        ("precisions.0.accuracy", 2),
+        ("recipe", "default"),
+        ("data.train", None),
+        ("preprocessing.0.path", "training"),
+        ("preprocessing.0.mean_abs_difference", nan),
+        ("preprocessing.0.changed_predictions", -1),
         ("parity.samples", 0),
         ("parity.max_abs_difference", -1e-9),
         ("parity.max_abs_difference", nan),

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from models import preprocessing
+from models.card import ImageInput, Resize
 from service.errors import InvalidImage, TooLarge
 from service.imaging import decode, is_slow
 from tests.images import (
@@ -465,6 +467,145 @@ def test_a_senseless_orientation_leaves_the_image_alone(block: bytes) -> None:
         decode(encode(PHOTOGRAPH, "JPEG", exif=block), size, max_pixels=MEGAPIXEL),
         decode(encode(PHOTOGRAPH, "JPEG"), size, max_pixels=MEGAPIXEL),
     )
+
+
+def test_an_exif_block_in_two_segments_counts_by_its_first() -> None:
+    data = encode(PHOTOGRAPH, "JPEG", exif=exif(3))
+    rest = b"Exif\0\0the rest of a long block"
+    second = b"\xff\xe1" + struct.pack(">H", 2 + len(rest)) + rest
+    frame = data.index(b"\xff\xc0")
+    long = data[:frame] + second + data[frame:]
+    assert np.array_equal(pixels_of(long), pixels_of(data))
+
+
+# Crop and pad
+
+RESIZES: tuple[Resize, ...] = ("stretch", "crop", "pad")
+
+
+def resized_by(
+    resize: Resize, height: int, width: int, colour_order: ColourOrder = "rgb"
+) -> ImageInput:
+    return image_input(height, width, colour_order).model_copy(
+        update={"resize": resize}
+    )
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_crop_takes_the_upright_images_middle_to_the_pixel(
+    orientation: int, image_format: str
+) -> None:
+    columns = np.tile(np.arange(29, dtype=np.uint8) * 8, (16, 1))
+    data = encode(
+        stored(Image.fromarray(columns), orientation),
+        image_format,
+        exif=exif(orientation),
+        **({"quality": 100} if image_format == "JPEG" else {}),
+    )
+    pixels = decode(data, resized_by("crop", 16, 16, "grey"), max_pixels=MEGAPIXEL)
+    # 13 columns are too many: 6 on the left and 7 on the right.
+    assert difference(pixels[:, :, 0], columns[:, 6:22]).max() <= 2
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pad_puts_the_upright_image_in_the_middle_of_black(
+    orientation: int, image_format: str
+) -> None:
+    data = encode(
+        stored(Image.new("RGB", (32, 16), BROWN), orientation),
+        image_format,
+        exif=exif(orientation),
+        **({"quality": 100} if image_format == "JPEG" else {}),
+    )
+    pixels = decode(data, resized_by("pad", 19, 16, "bgr"), max_pixels=MEGAPIXEL)
+    expected = np.zeros((19, 16, 3), np.uint8)
+    expected[5:13] = BROWN[::-1]
+    assert difference(pixels, expected).max() <= 2 * (image_format == "JPEG")
+    assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("side", [8, 31, 64, 200])
+def test_a_crop_shows_nothing_of_what_was_cut_off(side: int, image_format: str) -> None:
+    """The filter is wider than a pixel, and must not reach over the edge."""
+    image = Image.new("RGB", (192, 64), "black")
+    image.paste("white", (64, 0, 128, 64))
+    data = encode(image, image_format, quality=100, subsampling=0)
+    pixels = decode(data, resized_by("crop", side, side), max_pixels=MEGAPIXEL)
+    assert pixels.min() == 255
+
+
+@given(
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    # Shrunk to less than an eighth, an image is not resized in one step.
+    size=st.builds(
+        resized_by,
+        st.sampled_from(RESIZES),
+        st.integers(5, 40),
+        st.integers(5, 40),
+        st.sampled_from(["grey", "rgb", "bgr"]),
+    ),
+    orientation=st.integers(1, 8),
+)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_a_small_png_has_the_trainings_pixels(
+    height: int, width: int, size: ImageInput, orientation: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    image = stored(Image.fromarray(noise), orientation)
+    data = encode(image, "PNG", exif=exif(orientation))
+    pixels = decode(data, size, max_pixels=MEGAPIXEL)
+    expected = preprocessing.read(data, size)
+    # Turned late, an image is resized along its other side first, and rounded.
+    assert difference(pixels, expected).max() <= (orientation > 1)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("colour_order", ["grey", "rgb", "bgr"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(("height", "width"), [(50, 40), (100, 130)])
+def test_a_jpeg_near_the_models_size_has_the_trainings_pixels(
+    resize: Resize, colour_order: ColourOrder, orientation: int, height: int, width: int
+) -> None:
+    image = stored(photograph(91, 121), orientation)
+    data = encode(image, "JPEG", exif=exif(orientation))
+    size = resized_by(resize, height, width, colour_order)
+    pixels = decode(data, size, max_pixels=MEGAPIXEL)
+    # The luma of a JPEG is not calculated from its colours, which have been rounded.
+    tolerance = (orientation > 1) + 2 * (colour_order == "grey")
+    assert difference(pixels, preprocessing.read(data, size)).max() <= tolerance
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [25, 51, 102])
+def test_a_large_jpeg_has_the_trainings_pixels_nearly(
+    resize: Resize, orientation: int, side: int
+) -> None:
+    """Decoded at 1/8, 1/4 and 1/2 of its size, from odd places on."""
+    image = stored(photograph(411, 617), orientation)
+    data = encode(image, "JPEG", quality=90, exif=exif(orientation))
+    size = resized_by(resize, side, side)
+    pixels = decode(data, size, max_pixels=MEGAPIXEL)
+    distances = difference(pixels, preprocessing.read(data, size))
+    assert distances.mean() < 1
+    assert distances.max() < 16
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize(("height", "width"), [(1, 500), (500, 1), (1, 1), (3, 2000)])
+def test_the_narrowest_image_has_the_trainings_pixels_nearly(
+    resize: Resize, image_format: str, height: int, width: int
+) -> None:
+    data = encode(photograph(height, width), image_format)
+    size = resized_by(resize, 28, 20)
+    pixels = decode(data, size, max_pixels=MEGAPIXEL)
+    distances = difference(pixels, preprocessing.read(data, size))
+    assert distances.max() <= 2
 
 
 # Refusals
