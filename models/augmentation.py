@@ -1,7 +1,8 @@
-"""Light distortions of small grey images: one resampling does them all."""
+"""Light distortions of training images, which leave their labels true."""
 
+from collections.abc import Callable
 from math import pi
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import keras
 import tensorflow as tf
@@ -14,25 +15,66 @@ MAX_SHIFT_PIXELS: Final = 2.5
 ELASTIC_GRID: Final = (5, 5)
 ELASTIC_DEVIATION_PIXELS: Final = 1.0
 
+# Photographs: shares of the size, of a full turn, and of the brightness.
+MAX_PHOTOGRAPH_SHIFT: Final = 0.1
+MAX_PHOTOGRAPH_ZOOM: Final = 0.15
+MAX_PHOTOGRAPH_TURN: Final = 0.03
+MAX_PHOTOGRAPH_BRIGHTNESS: Final = 0.15
 
-def augment(images: Any) -> Any:
-    """Distort light-on-dark images and invert half of them.
+Distortion = Callable[[Any], Any]
+
+
+def distortion(kind: Literal["digits", "photographs"]) -> Distortion:
+    """What training does to a batch, uint8 `[N, H, W, C]` to the same."""
+    return distort_digits if kind == "digits" else _photograph_distortion()
+
+
+def distort_digits(images: Any) -> Any:
+    """Distort light-on-dark digits and invert half of them: one resampling does it all.
 
     Args:
-        images: uint8 `[N, H, W, 1]` on a black background.
+        images: uint8 `[N, H, W, C]` on a black background.
 
     Returns:
-        uint8 `[N, H, W, 1]`; what moved in from outside is background.
+        uint8 `[N, H, W, C]`; what moved in from outside is background.
     """
+    height, width, channels = images.shape[1:]
     count = tf.shape(images)[0]
-    pixels = tf.cast(images[..., 0], tf.float32)
-    rows, columns = _source_coordinates(count, *images.shape[1:3])
+    pixels = tf.cast(images, tf.float32)
+    rows, columns = _source_coordinates(count, height, width)
     number = tf.broadcast_to(tf.range(count)[:, None, None], tf.shape(rows))
     coordinates = tf.stack([tf.cast(number, tf.float32), rows, columns])
-    moved = keras.ops.image.map_coordinates(pixels, coordinates, order=1)
-    inverted = tf.random.uniform((count, 1, 1)) < 0.5  # noqa: PLR2004, half of them
+    moved = tf.stack(
+        [
+            keras.ops.image.map_coordinates(pixels[..., c], coordinates, order=1)
+            for c in range(channels)
+        ],
+        axis=-1,
+    )
+    inverted = tf.random.uniform((count, 1, 1, 1)) < 0.5  # noqa: PLR2004, half of them
     polarised = tf.where(inverted, 255 - moved, moved)
-    return tf.cast(tf.round(polarised), tf.uint8)[..., None]
+    return tf.cast(tf.round(polarised), tf.uint8)
+
+
+def _photograph_distortion() -> Distortion:
+    """Shifts, zooms, turns and light; no mirror images, which may mean another label.
+
+    What moves in from outside is a reflection.
+    """
+    steps = [
+        keras.layers.RandomTranslation(MAX_PHOTOGRAPH_SHIFT, MAX_PHOTOGRAPH_SHIFT),
+        keras.layers.RandomZoom(MAX_PHOTOGRAPH_ZOOM),
+        keras.layers.RandomRotation(MAX_PHOTOGRAPH_TURN),
+        keras.layers.RandomBrightness(MAX_PHOTOGRAPH_BRIGHTNESS),
+    ]
+
+    def distort(images: Any) -> Any:
+        pixels = tf.cast(images, tf.float32)
+        for step in steps:
+            pixels = step(pixels, training=True)
+        return tf.cast(tf.round(tf.clip_by_value(pixels, 0, 255)), tf.uint8)
+
+    return distort
 
 
 def _source_coordinates(count: Any, height: int, width: int) -> tuple[Any, Any]:

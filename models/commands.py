@@ -7,87 +7,165 @@ Frameworks are imported inside the commands: the command line lists them without
 
 import os
 import re
+import signal
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from models.card import ModelCard
+from models.card import Precision, Resize
 from models.native import silenced
+from models.plan import DEFAULT_ARCHITECTURE, DIGITS, Plan, Preprocess, WrongPlan
 
 if TYPE_CHECKING:
-    from models.architectures import Architecture
+    import keras
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-PARITY_SAMPLES: Final = 32
-SEEDS: Final = range(2**32)  # what numpy takes
-
-RepositoryOption = Annotated[Path, Parameter(env_var="BLOCKSERVE_REPOSITORY")]
+SIZE_PATTERN: Final = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+SIGNALLED: Final = 128  # what shells add to the signal that has ended a program
+FILE_COLUMNS: Final = 150
 DEFAULT_REPOSITORY: Final = Path("model_repository")
+
+AtLeastOne = Annotated[int | None, Parameter(validator=Number(gte=1))]
+AboveZero = Annotated[float | None, Parameter(validator=Number(gt=0))]
+Percent = Annotated[float, Parameter(validator=Number(gte=0, lte=100))]
+LessThanHalf = Annotated[float, Parameter(validator=Number(gt=0, lt=0.5))]
+RepositoryOption = Annotated[Path, Parameter(env_var="BLOCKSERVE_REPOSITORY")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkOptions:
+    """The options that all architectures share.
+
+    Attributes:
+        size: Height and width of the images, as in 96 or 96x128.
+        channels: 1 for grey images, 3 for colour.
+        classes: How many labels there are, where no data set tells.
+        width: Multiplies the filters of every layer but the last.
+        dropout: The share of features left out in training before the last layer.
+    """
+
+    size: str | None = None
+    channels: Literal[1, 3] | None = None
+    classes: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
+    width: AboveZero = None
+    dropout: Annotated[float | None, Parameter(validator=Number(gte=0, lt=1))] = None
+
+
+NO_OPTIONS: Final = NetworkOptions()
 
 
 def build(
-    architecture: str = "inception",
+    architecture: str | None = None,
     *,
-    dataset: Literal["digits"] = "digits",
+    dataset: str | None = None,
+    source: Annotated[Path | None, Parameter(name="--from")] = None,
+    preprocess: Preprocess | None = None,
+    labels: Path | None = None,
     name: str | None = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
-    epochs: int | None = None,
-    seed: int = 0,
+    network: NetworkOptions = NO_OPTIONS,
+    resize: Resize = "stretch",
+    precision: Precision = "float32",
+    max_accuracy_drop: Percent = 1.0,
+    max_changed_predictions: Percent = 5.0,
+    untrained: Annotated[bool, Parameter(negative=())] = False,
+    epochs: AtLeastOne = None,
+    patience: AtLeastOne = None,
+    learning_rate: AboveZero = None,
+    validation_share: LessThanHalf = 0.15,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0,
 ) -> None:
-    """Train an architecture and export it as a new version of a model.
+    """Train an architecture, or import a model, and export it as a new version.
+
+    Ctrl-C ends the training early and keeps the best weights so far.
 
     Args:
-        architecture: What to build; `blockserve architectures` lists them.
-        dataset: What to train on: the MNIST digits that come with the build step.
-        name: The model's name; the architecture's if not given.
+        architecture: What to build, inception if not given; `blockserve architectures`
+            lists them.
+        dataset: What to train on: a directory with one sub-folder of pictures for each
+            label, or `digits`, the MNIST digits that come with the build step.
+        source: A model to import instead: a .keras or .h5 file, or a SavedModel's
+            directory.
+        preprocess: How the imported model was fed: with 0 to 255 (none), 0 to 1
+            (scale01), -1 to 1 (scale11), BGR without ImageNet's mean (imagenet-mean),
+            or ImageNet's mean and deviation taken out (imagenet-standard).
+        labels: A file with the imported model's labels, one a line.
+        name: The model's name; the architecture's or the file's if not given.
         repository: Directory of models.
-        epochs: Passes over the training images; the recipe's number if not given.
+        network: The network's own options.
+        resize: How an image of another shape is made to fit: stretched, cropped to
+            its middle, or padded with black.
+        precision: Of the weights and the arithmetic: float16 and bfloat16 are for GPUs,
+            int8 for the embedded engine.
+        max_accuracy_drop: Percentage points of accuracy that a precision may cost.
+        max_changed_predictions: Percent of predictions that may differ between the
+            training's way from file to pixels and the server's.
+        untrained: Leave the weights random: for benchmarks.
+        epochs: Passes over the training images at most.
+        patience: Passes without a smaller validation loss that end the training.
+        learning_rate: The highest learning rate; the architecture's if not given.
+        validation_share: The share of a directory's pictures to steer training by; as
+            many again are held out to measure with.
         seed: Makes weights, order and augmentation repeatable.
     """
     started = perf_counter()
-    name = architecture if name is None else name
-    if not NAME_PATTERN.fullmatch(name):
-        _fail(
-            f"--name: {name!r} cannot be a model's name; use up to 100 letters, "
-            "digits, '.', '_' and '-'"
-        )
-    if epochs is not None and epochs < 1:
-        _fail(f"--epochs: expected at least 1, got {epochs}")
-    if seed not in SEEDS:
-        _fail(f"--seed: expected 0 to {SEEDS[-1]}, got {seed}")
-    _check_writable(repository / name)
-    chosen = _architecture(architecture)
-    import keras
+    # As an exception, so that nothing half-written is left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNALLED + number))
+    plan = Plan(
+        architecture=architecture,
+        source=source,
+        preprocess=preprocess,
+        labels=labels,
+        dataset=dataset,
+        size=_size(network.size),
+        channels=network.channels,
+        classes=network.classes,
+        resize=resize,
+        width=network.width,
+        dropout=network.dropout,
+        precision=precision,
+        max_accuracy_drop=max_accuracy_drop,
+        max_changed_predictions=max_changed_predictions,
+        untrained=untrained,
+        epochs=epochs,
+        patience=patience,
+        learning_rate=learning_rate,
+        validation_share=validation_share,
+        seed=seed,
+    )
+    name = _name(name, plan)
+    _check(plan, repository / name)
+    _start_tensorflow()
+    from models.architectures import UnknownArchitecture
+    from models.build import build as run
+    from models.export import ParityError
+    from models.folders import UnusableFolder
+    from models.importing import ImportFailed
+    from models.precision import PrecisionError
+    from models.preprocessing_parity import PreprocessingMismatch
+    from models.report import built
 
-    from models.datasets import digits
-    from models.export import ParityError, export
-    from models.training import evaluate, train
-
-    keras.utils.set_random_seed(seed)
-    data = {"digits": digits}[dataset]()
-    model = chosen.build(data.train_images.shape[1:], len(data.labels))
-    train(model, data, epochs=epochs)
+    console = _console()
+    refusals = (WrongPlan, UnknownArchitecture, UnusableFolder, ImportFailed)
+    failures = (ParityError, PrecisionError, PreprocessingMismatch)
     try:
-        path, card = export(
-            model,
-            name=name,
-            architecture=architecture,
-            labels=data.labels,
-            samples=data.held_out_images[:PARITY_SAMPLES],
-            accuracy=evaluate(model, data),
-            repository=repository,
-        )
-    except ParityError as error:
+        path, card = run(plan, name=name, repository=repository, console=console)
+    except (*refusals, *failures) as error:
+        _fail(str(error))
+    except ImportError as error:  # an extra is missing, and the message names it
         _fail(str(error))
     except OSError as error:
         _fail(f"--repository: cannot write to {repository}: {error.strerror}")
-    Console().print(_built(card, path, seconds=perf_counter() - started))
+    console.print(built(card, path, seconds=perf_counter() - started))
     _say(f"wrote {path}")
 
 
@@ -102,82 +180,126 @@ def architectures() -> None:
     table.add_column("parameters", justify="right")
     table.add_column("description")
     for entry in ARCHITECTURES.values():
-        parameters = entry.build(entry.image_shape, entry.classes).count_params()
+        options = entry.defaults
         table.add_row(
             entry.name,
             entry.style,
-            "x".join(map(str, entry.image_shape)),
-            str(entry.classes),
-            f"{parameters:,}",
+            "x".join(map(str, options.image_shape)),
+            str(options.classes),
+            f"{entry.outline(options).count_params():,}",
             entry.description,
         )
-    Console().print(table)
+    _console().print(table)
 
 
-def summary(architecture: str) -> None:
-    """Print Keras' summary of an architecture.
+def summary(architecture: str, *, network: NetworkOptions = NO_OPTIONS) -> None:
+    """Print Keras' summary of an architecture, and what it costs to run.
 
     Args:
         architecture: Its name; `blockserve architectures` lists them.
+        network: The network's own options.
     """
-    chosen = _architecture(architecture)
+    model = _network(architecture, network)
     from models.summary import summarise
 
-    _say(summarise(chosen.build(chosen.image_shape, chosen.classes)), end="")
+    _say(summarise(model), end="")
 
 
-def plot(architecture: str, *, output: Path | None = None) -> None:
+def plot(
+    architecture: str,
+    *,
+    output: Path | None = None,
+    network: NetworkOptions = NO_OPTIONS,
+) -> None:
     """Draw an architecture as a graph.
 
     Args:
         architecture: Its name; `blockserve architectures` lists them.
-        output: The SVG file to write; NAME.svg if not given.
+        output: The .svg or .png file to write; NAME.svg if not given.
+        network: The network's own options.
     """
-    chosen = _architecture(architecture)
-    from models.plot import draw
-
     output = output or Path(f"{architecture}.svg")
-    if output.suffix != ".svg":
-        _fail(f"--output: only .svg can be written, got {output}")
-    model = chosen.build(chosen.image_shape, chosen.classes)
+    if output.suffix not in {".svg", ".png"}:
+        _fail(f"--output: expected a .svg or .png file, got {output}")
+    model = _network(architecture, network)
+    from models.plot import draw, draw_png
+
     try:
-        output.write_text(draw(model), encoding="utf-8")
+        drawing = draw(model).encode() if output.suffix == ".svg" else draw_png(model)
+        output.write_bytes(drawing)
+    except ImportError as error:
+        _fail(str(error))
     except OSError as error:
         _fail(f"--output: cannot write {output}: {error.strerror}")
     _say(f"wrote {output}")
 
 
-def _architecture(name: str) -> "Architecture":
+def _network(name: str, chosen: NetworkOptions) -> "keras.Model":
+    """An architecture with these options, as a graph of its layers."""
+    size = _size(chosen.size)
     _start_tensorflow()
-    from models.architectures import ARCHITECTURES
+    from models.architectures import UnknownArchitecture, drawable, named
 
-    if name not in ARCHITECTURES:
-        _fail(f"there is no architecture {name!r}; there is {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
-
-
-def _built(card: ModelCard, path: Path, *, seconds: float) -> Table:
-    table = Table(title=f"{card.name} version {card.version}", show_header=False)
-    rows = {
-        "architecture": f"{card.architecture}, {card.parameters:,} parameters",
-        "size": f"{_size_bytes(path) / 1e6:.1f} MB",
-        **{
-            f"accuracy, {a.data}": f"{a.value:.1%} of {a.samples:,}"
-            for a in card.accuracy
-        },
-        "build time": f"{seconds:.0f} s",
-    }
-    if card.parity is not None:
-        rows["largest difference from Keras"] = (
-            f"{card.parity.max_abs_difference:.1e} over {card.parity.samples} images"
+    try:
+        architecture = named(name)
+        options = architecture.defaults.changed(
+            size=size,
+            channels=chosen.channels,
+            classes=chosen.classes,
+            width=chosen.width,
+            dropout=chosen.dropout,
         )
-    for row in rows.items():
-        table.add_row(*row)
-    return table
+        return drawable(architecture.outline(options))
+    except UnknownArchitecture as error:
+        _fail(str(error))
+    except ValueError as error:
+        _fail(f"--size: {error}")
 
 
-def _size_bytes(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+def _name(name: str | None, plan: Plan) -> str:
+    """The model's name: as given, else of the file, else of the architecture."""
+    of_file = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.source.stem) if plan.source else ""
+    wanted = of_file or plan.architecture or DEFAULT_ARCHITECTURE
+    wanted = wanted if name is None else name
+    if not NAME_PATTERN.fullmatch(wanted):
+        _fail(
+            f"--name: {wanted!r} cannot be a model's name; use up to 100 letters, "
+            "digits, '.', '_' and '-'"
+        )
+    return wanted
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = SIZE_PATTERN.fullmatch(text)
+    if not found:
+        _fail(f"--size: expected pixels as in 96 or 96x128, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _check(plan: Plan, model_directory: Path) -> None:
+    """Say before frameworks are loaded, and models trained, what cannot work."""
+    try:
+        plan.check()
+    except WrongPlan as error:
+        _fail(str(error))
+    dataset = plan.dataset
+    if dataset is not None and dataset != DIGITS and not Path(dataset).is_dir():
+        _fail(
+            f"--dataset: expected {DIGITS!r} or a directory with a sub-folder for each "
+            f"label, and {dataset} is no directory"
+        )
+    if plan.precision == "int8" and find_spec("nncf") is None:
+        _fail("--precision int8 needs NNCF: pip install 'blockserve[int8]'")
+    nearest = next(
+        path for path in (model_directory, *model_directory.parents) if path.exists()
+    )
+    cannot = f"--repository: cannot write to {model_directory}: {nearest} is"
+    if not nearest.is_dir():
+        _fail(f"{cannot} no directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        _fail(f"{cannot} read-only")
 
 
 def _start_tensorflow() -> None:
@@ -197,13 +319,9 @@ def _start_tensorflow() -> None:
         tf.constant(0) + 1  # the first operation has its say, too
 
 
-def _check_writable(directory: Path) -> None:
-    """Say before the training whether a version can be written afterwards."""
-    nearest = next(path for path in (directory, *directory.parents) if path.exists())
-    if not nearest.is_dir():
-        _fail(f"--repository: cannot write to {directory}: {nearest} is no directory")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        _fail(f"--repository: cannot write to {directory}: {nearest} is read-only")
+def _console() -> Console:
+    """As wide as the terminal; a file or a pipe has room for every table."""
+    return Console(width=None if sys.stdout.isatty() else FILE_COLUMNS)
 
 
 def _say(text: str, *, end: str = "\n") -> None:

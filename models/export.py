@@ -1,187 +1,174 @@
-"""Writes a model as a new version of the repository: whole or not at all."""
+"""Writes a network as a new version of the repository: whole or not at all."""
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import keras
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from models.card import (
-    ASSETS_DIRECTORY,
-    GRAPH_FILE,
-    SAMPLE_FILE,
-    SUMMARY_FILE,
-    WARMUP_FILE,
-    Accuracy,
-    ImageInput,
-    ModelCard,
-    OutputTensor,
-    Parity,
-)
+from models.card import ImageInput, ModelCard, OutputTensor, Parity, Precision
 from models.datasets import Images
-from models.plot import draw
-from models.summary import summarise
-from models.warmup import write_warmup_requests
+from models.graph_preprocessing import decode
+from models.tasks import Predict
 
-IMAGES: Final = "images"
-IMAGE_BYTES: Final = "image_bytes"
-PROBABILITIES: Final = "probabilities"
-# What TensorFlow Serving warms up with; the gateway warms itself up.
-WARMUP_BATCH_SIZES: Final = (1, 2, 4, 8, 16)
-MAX_DIFFERENCE: Final = 1e-4
-FRAMEWORKS: Final = (keras, tf, np)
+IMAGES_SIGNATURE: Final = "serving_default"
+BYTES_SIGNATURE: Final = "serving_bytes"
+# How far an output may be from that of the network, in its arithmetic's precision and
+# as a share of the largest output where that exceeds 1.
+MAX_DIFFERENCE: Final[Mapping[Precision, float]] = {
+    "float32": 1e-4,
+    "float16": 1e-2,
+    "bfloat16": 5e-2,
+}
 
 
 class ParityError(Exception):
-    """The exported SavedModel does not compute what the Keras model does."""
+    """The exported SavedModel does not compute what the original does."""
 
 
-def export(
-    model: keras.Model,
-    *,
-    name: str,
-    architecture: str,
-    labels: tuple[str, ...],
-    samples: Images,
-    accuracy: tuple[Accuracy, ...],
-    repository: Path,
-) -> tuple[Path, ModelCard]:
-    """Export a model and check the export against it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What a network takes and answers, by name."""
 
-    Args:
-        model: Maps `images`, uint8 `[N, H, W, C]`, to float32 `[N, classes]`.
-        name: The model's name in the repository.
-        architecture: What the model is, for the card.
-        labels: Class names, in order.
-        samples: Images `[N, H, W, C]` for the parity check; the first one becomes the
-            sample file.
-        accuracy: What was measured, for the card.
-        repository: Directory of models.
+    inputs: tuple[ImageInput, ...]
+    outputs: tuple[OutputTensor, ...]
 
-    Returns:
-        The new version's directory and its card.
+    @property
+    def image_input(self) -> ImageInput | None:
+        """The image that `classify` fills in; `None` where there are several."""
+        return self.inputs[0] if len(self.inputs) == 1 else None
 
-    Raises:
-        ParityError: An output differs by more than 1e-4; nothing is published.
-    """
-    _, height, width, channels = model.input_shape
-    image_input = ImageInput(
-        tensor=IMAGES,
-        height=height,
-        width=width,
-        channels=channels,
-        colour_order="grey" if channels == 1 else "rgb",
-    )
-    with _draft_directory(repository) as draft:
-        _write_saved_model(model, image_input, draft)
-        parity = _check_parity(model, draft, samples)
-        card = ModelCard(
-            name=name,
-            version=1,
-            architecture=architecture,
-            created=datetime.now(UTC),
-            image_input=image_input,
-            encoded_input=IMAGE_BYTES,
-            outputs=(OutputTensor(name=PROBABILITIES, role="probabilities"),),
-            labels=labels,
-            parameters=model.count_params(),
-            accuracy=accuracy,
-            parity=parity,
-            frameworks={module.__name__: module.__version__ for module in FRAMEWORKS},
-        )
-        _write_assets(model, name, samples, draft)
-        return _publish(draft, card, repository / name)
+    def encoded_name(self, image_input: ImageInput) -> str:
+        """What an input is called where it takes encoded images."""
+        alone = len(self.inputs) == 1
+        return "image_bytes" if alone else f"{image_input.tensor}_bytes"
+
+    def call(self, network: Any, images: Mapping[str, Any]) -> dict[str, Any]:
+        """Call a network for inference: names in, names out."""
+        given = images if len(self.inputs) > 1 else images[self.inputs[0].tensor]
+        answer = network(given, training=False)
+        if isinstance(answer, Mapping):
+            return {output.name: answer[output.name] for output in self.outputs}
+        return {self.outputs[0].name: answer}
 
 
-def _write_saved_model(
-    model: keras.Model, image_input: ImageInput, directory: Path
+def predict_with(network: keras.Model, interface: Interface) -> Predict:
+    """Make a function from images to answers, by name, of a network."""
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def call(images: Any) -> Any:
+        return interface.call(network, images)
+
+    def predict(images: Mapping[str, Images]) -> Mapping[str, Any]:
+        tensors = {name: tf.constant(array) for name, array in images.items()}
+        return {name: answer.numpy() for name, answer in call(tensors).items()}
+
+    return predict
+
+
+def write_saved_model(
+    network: keras.Model, interface: Interface, directory: Path
 ) -> None:
-    height, width, channels = (
-        image_input.height,
-        image_input.width,
-        image_input.channels,
-    )
+    """Write a SavedModel whose signatures take images, and encoded images."""
 
-    def from_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {PROBABILITIES: model(images, training=False)}
+    def from_images(*images: Any) -> dict[str, Any]:
+        named = zip(interface.inputs, images, strict=True)
+        return interface.call(network, {i.tensor: batch for i, batch in named})
 
-    def from_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        shape = tf.TensorSpec((height, width, channels), tf.uint8)
-        images = tf.map_fn(decode, image_bytes, fn_output_signature=shape)
-        return from_images(images)
+    def from_bytes(*encoded: Any) -> dict[str, Any]:
+        named = zip(interface.inputs, encoded, strict=True)
+        return from_images(*(_decode_batch(batch, i) for i, batch in named))
 
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        # The filter that the card promises: bilinear, antialiased.
-        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-        resized = tf.image.resize(image, (height, width), antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
-
+    # The archive keeps the variables that its endpoints use; tracking the network
+    # itself would write each of them twice.
     archive = keras.export.ExportArchive()
-    archive.track(model)
     archive.add_endpoint(
-        "serving_default",
+        IMAGES_SIGNATURE,
         from_images,
-        [tf.TensorSpec((None, height, width, channels), tf.uint8, name=IMAGES)],
+        [
+            tf.TensorSpec((None, *i.shape), tf.uint8, name=i.tensor)
+            for i in interface.inputs
+        ],
     )
     archive.add_endpoint(
-        "serving_bytes",
+        BYTES_SIGNATURE,
         from_bytes,
-        [tf.TensorSpec((None,), tf.string, name=IMAGE_BYTES)],
+        [
+            tf.TensorSpec((None,), tf.string, name=interface.encoded_name(i))
+            for i in interface.inputs
+        ],
     )
     archive.write_out(str(directory), verbose=False)
 
 
-def _check_parity(model: keras.Model, directory: Path, samples: Images) -> Parity:
-    """Reload the export and compare both signatures with the Keras model."""
-    expected = model.predict_on_batch(samples)
+def decoder_in_graph(image_input: ImageInput) -> Callable[[Sequence[bytes]], Images]:
+    """What the signature for encoded images does to them before it predicts."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])  # type: ignore[untyped-decorator]
+    def decode_batch(encoded: Any) -> Any:
+        return _decode_batch(encoded, image_input)
+
+    def decoded(files: Sequence[bytes]) -> Images:
+        pixels: Images = decode_batch(tf.constant(list(files))).numpy()
+        return pixels
+
+    return decoded
+
+
+def check_parity(
+    directory: Path,
+    interface: Interface,
+    samples: Mapping[str, Images],
+    expected: Mapping[str, Any],
+    *,
+    precision: Precision = "float32",
+) -> Parity:
+    """Reload an export and compare both its signatures with the original.
+
+    Args:
+        directory: Where the SavedModel is.
+        interface: Its names.
+        samples: Images `[N, H, W, C]` by input.
+        expected: What the original answers to them, by output.
+        precision: Of the network's arithmetic; tells what difference is allowed.
+
+    Raises:
+        ParityError: An output differs by more than `MAX_DIFFERENCE`.
+    """
     reloaded = tf.saved_model.load(str(directory)).signatures
-    encoded = tf.constant([_png(image) for image in samples])
-    answers = {
-        "serving_default": reloaded["serving_default"](images=tf.constant(samples)),
-        "serving_bytes": reloaded["serving_bytes"](image_bytes=encoded),
+    encoded = {
+        interface.encoded_name(i): [png(image) for image in samples[i.tensor]]
+        for i in interface.inputs
     }
-    differences = {
-        signature: float(np.abs(answer[PROBABILITIES].numpy() - expected).max())
-        for signature, answer in answers.items()
-    }
-    for signature, difference in differences.items():
-        # Written so that a difference that is not a number fails as well.
-        if not difference <= MAX_DIFFERENCE:
-            raise ParityError(
-                f"the exported signature {signature!r} differs from the Keras model by "
-                f"{difference:.2e}; at most {MAX_DIFFERENCE:.0e} is allowed"
-            )
-    worst = max(differences.values())
-    return Parity(samples=len(samples), max_abs_difference=worst)
+    worst = 0.0
+    for signature, inputs in ((IMAGES_SIGNATURE, samples), (BYTES_SIGNATURE, encoded)):
+        tensors = {name: tf.constant(values) for name, values in inputs.items()}
+        answers = reloaded[signature](**tensors)
+        for name, want in expected.items():
+            difference = _difference(answers[name].numpy(), want)
+            # Written so that a difference that is not a number fails as well.
+            if not difference <= MAX_DIFFERENCE[precision]:
+                raise ParityError(
+                    f"output {name!r} of the exported signature {signature!r} differs "
+                    f"from the original's by {difference:.2e}; at most "
+                    f"{MAX_DIFFERENCE[precision]:.0e} is allowed in {precision}"
+                )
+            worst = max(worst, difference)
+    count = len(next(iter(samples.values())))
+    return Parity(samples=count, max_abs_difference=worst)
 
 
-def _write_assets(
-    model: keras.Model, name: str, samples: Images, directory: Path
-) -> None:
-    (directory / ASSETS_DIRECTORY).mkdir(exist_ok=True)
-    (directory / SUMMARY_FILE).write_text(summarise(model), encoding="utf-8")
-    (directory / GRAPH_FILE).write_text(draw(model), encoding="utf-8")
-    (directory / SAMPLE_FILE).write_bytes(_png(samples[0]))
-    batches = (np.resize(samples, (n, *samples.shape[1:])) for n in WARMUP_BATCH_SIZES)
-    write_warmup_requests(
-        directory / WARMUP_FILE,
-        model_name=name,
-        requests=[("serving_default", {IMAGES: batch}) for batch in batches],
-    )
-
-
-def _publish(
-    draft: Path, card: ModelCard, model_directory: Path
-) -> tuple[Path, ModelCard]:
-    """Move the draft to the next free version number; servers see all of it at once."""
+def publish(draft: Path, card: ModelCard, repository: Path) -> tuple[Path, ModelCard]:
+    """Move a draft to its model's next free version; servers see all of it at once."""
+    model_directory = repository / card.name
     model_directory.mkdir(exist_ok=True)
     taken = (int(d.name) for d in model_directory.iterdir() if d.name.isdecimal())
     number = max(taken, default=0) + 1
@@ -199,7 +186,7 @@ def _publish(
 
 
 @contextmanager
-def _draft_directory(repository: Path) -> Iterator[Path]:
+def draft_directory(repository: Path) -> Iterator[Path]:
     """A directory on the repository's file system that servers do not look at."""
     repository.mkdir(parents=True, exist_ok=True)
     draft = repository / f".draft-{uuid.uuid4().hex}"
@@ -210,9 +197,23 @@ def _draft_directory(repository: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _png(image: Images) -> bytes:
+def png(image: Images) -> bytes:
+    """Encode an image `[H, W, C]`."""
     buffer = BytesIO()
     Image.fromarray(image.squeeze(axis=-1) if image.shape[-1] == 1 else image).save(
         buffer, "PNG"
     )
     return buffer.getvalue()
+
+
+def _decode_batch(encoded: Any, image_input: ImageInput) -> Any:
+    return tf.map_fn(
+        lambda one: decode(one, image_input),
+        encoded,
+        fn_output_signature=tf.TensorSpec(image_input.shape, tf.uint8),
+    )
+
+
+def _difference(answer: Any, expected: Any) -> float:
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(answer - expected).max()) / scale

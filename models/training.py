@@ -1,11 +1,18 @@
-"""Trains a classifier on a data set, and measures it on what was held out."""
+"""Trains a network on a data set: with a progress bar, and until it gets no better."""
 
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Final
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import optimizers
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -14,120 +21,241 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from models.augmentation import augment
-from models.card import Accuracy
-from models.datasets import Dataset, Images, Labels, inverted
+from models.augmentation import distortion
+from models.charts import Epoch
+from models.datasets import Dataset, Split
+from models.tasks import BATCH_SIZE, Task
 
 EPOCHS: Final = 16
-BATCH_SIZE: Final = 64
+PATIENCE_EPOCHS: Final = 8
 PEAK_LEARNING_RATE: Final = 5e-3
 WARMUP_SHARE: Final = 0.2  # of all steps
 WEIGHT_DECAY: Final = 1e-2
-LABEL_SMOOTHING: Final = 0.05
 
 
-def train(model: keras.Model, dataset: Dataset, *, epochs: int | None = None) -> None:
-    """Fit a model to a data set's training images, with a progress bar.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How long to train, and how fast.
+
+    Attributes:
+        epochs: Passes over the training images at most.
+        patience_epochs: Passes without a smaller validation loss that end it.
+        learning_rate: The highest, after a fifth of the steps; it rises to there in a
+            line and falls in a cosine.
+        seed: Of the pairs to compare.
+    """
+
+    epochs: int = EPOCHS
+    patience_epochs: int = PATIENCE_EPOCHS
+    learning_rate: float = PEAK_LEARNING_RATE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What happened in each epoch, and after which one the weights were the best."""
+
+    epochs: Sequence[Epoch]
+    best_epoch: int
+    interrupted: bool
+
+
+def train(
+    network: keras.Model, task: Task, dataset: Dataset, schedule: Schedule
+) -> History:
+    """Fit a network; it ends with the weights that had the least validation loss.
+
+    The first Ctrl-C ends the training early and keeps the best weights so far; a
+    second one ends the program.
 
     Args:
-        model: Maps uint8 images `[N, H, W, C]` to probabilities `[N, classes]`.
-        dataset: Only its training part is looked at.
-        epochs: Passes over it; `None` means as many as the recipe has.
+        network: Maps uint8 images `[N, H, W, C]` to the task's outputs.
+        task: What it learns.
+        dataset: The held-out part is not looked at.
+        schedule: How long and how fast.
     """
-    epochs = epochs or EPOCHS
-    batch_size = min(BATCH_SIZE, len(dataset.train_images))
-    steps = len(dataset.train_images) // batch_size  # an epoch
-    batches = _augmented_batches(dataset, batch_size)
-    _compile(model, steps=epochs * steps)
+    batch_size = min(BATCH_SIZE, len(dataset.train))
+    steps = len(dataset.train) // batch_size  # an epoch
+    batches = _Batches(network, task, labels=len(dataset.labels))
+    _compile(network, task, schedule, steps=schedule.epochs * steps)
     with Progress(
         TextColumn("training"),
         BarColumn(),
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-        TextColumn("accuracy {task.fields[accuracy]:.1%}"),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TextColumn("validation {task.fields[validation]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     ) as progress:
-        bar = _ProgressBar(progress, epochs=epochs, steps=steps)
-        model.fit(
-            batches,
-            epochs=epochs,
-            steps_per_epoch=steps,
-            shuffle=False,
-            verbose=0,
-            callbacks=[bar],
+        recorder = _Recorder(progress, task, epochs=schedule.epochs, steps=steps)
+        stopping = keras.callbacks.EarlyStopping(
+            patience=schedule.patience_epochs, restore_best_weights=True
         )
-
-
-def evaluate(model: keras.Model, dataset: Dataset) -> tuple[Accuracy, ...]:
-    """The model's accuracy on the held-out images, in both polarities."""
-    polarities = {
-        "light on dark": dataset.held_out_images,
-        "dark on light": inverted(dataset.held_out_images),
-    }
-    return tuple(
-        Accuracy(
-            data=f"{dataset.name}, held out, {polarity}",
-            samples=len(images),
-            value=_accuracy(model, images, dataset.held_out_classes),
-        )
-        for polarity, images in polarities.items()
+        with _interruptible(network, progress.console) as was_interrupted:
+            network.fit(
+                batches.endless(dataset, batch_size, seed=schedule.seed),
+                epochs=schedule.epochs,
+                steps_per_epoch=steps,
+                validation_data=batches.once(dataset.validation_views()),
+                shuffle=False,
+                verbose=0,
+                callbacks=[recorder, stopping],
+            )
+    return History(
+        epochs=recorder.epochs,
+        best_epoch=stopping.best_epoch + 1,
+        interrupted=was_interrupted(),
     )
 
 
-def _accuracy(model: keras.Model, images: Images, classes: Labels) -> float:
-    guesses = model.predict(images, batch_size=256, verbose=0).argmax(axis=1)
-    return float(np.mean(guesses == classes))
+class _Batches:
+    """A task's batches as Keras wants them: alone, or by name where there are several.
 
+    Images are gathered batch by batch, since an array may be larger than the memory.
+    """
 
-def _augmented_batches(dataset: Dataset, size: int) -> Any:
-    """Shuffled batches, without end, of distorted images, half of them inverted."""
-    classes = len(dataset.labels)
+    def __init__(self, network: keras.Model, task: Task, *, labels: int) -> None:
+        self._network = network
+        self._task = task
+        self._labels = labels
 
-    def distort(images: Any, labels: Any) -> tuple[Any, Any]:
-        return augment(images), tf.one_hot(labels, classes)
+    def endless(self, dataset: Dataset, size: int, *, seed: int) -> Any:
+        """Shuffled batches of distorted images, without end."""
+        distort = distortion(dataset.kind)
 
-    return (
-        tf.data.Dataset.from_tensor_slices(
-            (dataset.train_images, dataset.train_classes)
+        def distorted(images: dict[str, Any], targets: Any) -> tuple[Any, Any]:
+            return {name: distort(batch) for name, batch in images.items()}, targets
+
+        # Up to here one at a time: the seed fixes which image gets what.
+        return (
+            self._indices(dataset.train)
+            .shuffle(len(dataset.train), reshuffle_each_iteration=True)
+            .batch(size, drop_remainder=True)
+            .repeat()  # before the distortion, whose random numbers would start anew
+            .map(self._gather(dataset.train, seed=seed))
+            .map(distorted)
+            .map(self._unpacked)
+            .prefetch(tf.data.AUTOTUNE)
         )
-        .shuffle(len(dataset.train_images), reshuffle_each_iteration=True)
-        .batch(size, drop_remainder=True)
-        .repeat()  # before the distortion, whose random numbers would start anew
-        .map(distort)  # one at a time: the seed fixes which image gets what
-        .prefetch(tf.data.AUTOTUNE)
-    )
+
+    def once(self, split: Split) -> Any:
+        """The images as they are; kept, so that each epoch sees the same pairs."""
+        batches = self._indices(split).batch(BATCH_SIZE)
+        return batches.map(self._gather(split, seed=0)).map(self._unpacked).cache()
+
+    def _indices(self, split: Split) -> Any:
+        return tf.data.Dataset.from_tensor_slices(np.arange(len(split)))
+
+    def _gather(self, split: Split, *, seed: int) -> Callable[[Any], tuple[Any, Any]]:
+        random = np.random.default_rng(seed)
+        task = self._task
+
+        def gather(indices: Any) -> list[Any]:
+            images, targets = task.batch(split, indices, self._labels, random)
+            return [
+                *(images[name] for name in task.inputs),
+                *(targets[name] for name in task.outputs),
+            ]
+
+        def gathered(indices: Any) -> tuple[Any, Any]:
+            kinds = [tf.uint8] * len(task.inputs) + [tf.float32] * len(task.outputs)
+            arrays = tf.numpy_function(gather, [indices], kinds)
+            images = dict(zip(task.inputs, arrays, strict=False))
+            targets = dict(zip(task.outputs, arrays[len(task.inputs) :], strict=True))
+            size = indices.shape[0]
+            for batch in images.values():
+                batch.set_shape((size, *split.images.shape[1:]))
+            for name, target in targets.items():
+                target.set_shape((size, 1 if name == "same" else self._labels))
+            return images, targets
+
+        return gathered
+
+    def _unpacked(self, images: Any, targets: Any) -> tuple[Any, Any]:
+        return _alone_or_all(images), _alone_or_all(targets)
 
 
-def _compile(model: keras.Model, *, steps: int) -> None:
+def _alone_or_all(by_name: dict[str, Any]) -> Any:
+    return next(iter(by_name.values())) if len(by_name) == 1 else by_name
+
+
+def _compile(network: keras.Model, task: Task, schedule: Schedule, steps: int) -> None:
     warmup_steps = round(WARMUP_SHARE * steps)
     learning_rate = optimizers.schedules.CosineDecay(
-        PEAK_LEARNING_RATE / 20,
+        schedule.learning_rate / 20,
         steps - warmup_steps,
-        warmup_target=PEAK_LEARNING_RATE,
+        warmup_target=schedule.learning_rate,
         warmup_steps=warmup_steps,
     )
     optimizer = optimizers.AdamW(learning_rate, weight_decay=WEIGHT_DECAY, beta_2=0.99)
     optimizer.exclude_from_weight_decay(var_names=["beta", "bias"])
-    model.compile(
+    metrics = {output: ["accuracy"] for output in task.outputs}
+    network.compile(
         optimizer,
-        keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING),
-        metrics=["accuracy"],
+        _alone_or_all(task.losses()),
+        metrics=_alone_or_all(metrics),
         # On a CPU, XLA takes longer to compile than it saves.
         jit_compile=False,
     )
 
 
-class _ProgressBar(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
-    def __init__(self, progress: Progress, *, epochs: int, steps: int) -> None:
+@contextmanager
+def _interruptible(
+    network: keras.Model, console: Console
+) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into the end of the training."""
+    interrupted = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        interrupted.set()
+        network.stop_training = True
+        console.print("ending the training; the best weights so far are kept")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted.is_set  # signals are none of its business
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield interrupted.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is untyped
+    """Moves the progress bar and writes down each epoch."""
+
+    def __init__(
+        self, progress: Progress, task: Task, *, epochs: int, steps: int
+    ) -> None:
         super().__init__()
+        self.epochs: list[Epoch] = []
+        several = len(task.outputs) > 1
+        self._accuracy = f"{task.outputs[0]}_accuracy" if several else "accuracy"
         self._progress = progress
-        self._task = progress.add_task(
-            "training", total=epochs * steps, epochs=epochs, epoch=1, accuracy=0.0
+        self._bar = progress.add_task(
+            "training",
+            total=epochs * steps,
+            epochs=epochs,
+            epoch=1,
+            loss=0.0,
+            validation="—",
         )
 
     def on_epoch_begin(self, epoch: int, _logs: Any = None) -> None:
-        self._progress.update(self._task, epoch=epoch + 1)
+        self._progress.update(self._bar, epoch=epoch + 1)
 
     def on_train_batch_end(self, _batch: int, logs: Any = None) -> None:
-        accuracy = float((logs or {}).get("accuracy", 0))
-        self._progress.update(self._task, advance=1, accuracy=accuracy)
+        self._progress.update(self._bar, advance=1, loss=float(logs["loss"]))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        done = Epoch(
+            number=epoch + 1,
+            loss=float(logs["loss"]),
+            accuracy=float(logs[self._accuracy]),
+            validation_loss=float(logs["val_loss"]),
+            validation_accuracy=float(logs[f"val_{self._accuracy}"]),
+            learning_rate=float(self.model.optimizer.learning_rate),
+        )
+        self.epochs.append(done)
+        self._progress.update(self._bar, validation=f"{done.validation_accuracy:.1%}")

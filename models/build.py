@@ -1,0 +1,284 @@
+"""From a plan to a published version: the build step, step by step."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rich.console import Console
+
+from models import charts, preprocessing_parity, report
+from models.architectures import drawable
+from models.card import (
+    ASSETS_DIRECTORY,
+    CONFUSION_FILE,
+    GRAPH_FILE,
+    INT8_FILE,
+    SAMPLE_FILE,
+    SUMMARY_FILE,
+    TRAINING_FILE,
+    WARMUP_FILE,
+    ModelCard,
+    Parity,
+    PrecisionMeasurement,
+    Preprocessing,
+)
+from models.datasets import Images
+from models.export import (
+    IMAGES_SIGNATURE,
+    check_parity,
+    decoder_in_graph,
+    draft_directory,
+    png,
+    predict_with,
+    publish,
+    write_saved_model,
+)
+from models.plan import Plan
+from models.plot import draw
+from models.precision import (
+    Candidate,
+    check_accuracy_drop,
+    measure,
+    table,
+    tensorflow_candidate,
+)
+from models.preprocessing import from_array
+from models.subjects import Subject, imported, made
+from models.summary import summarise
+from models.tasks import Scores
+from models.training import EPOCHS, PATIENCE_EPOCHS, History, Schedule, train
+from models.warmup import write_warmup_requests
+
+FRAMEWORKS: Final = (keras, tf, np)
+PARITY_SAMPLES: Final = 32
+CALIBRATION_SAMPLES: Final = 300
+# What TensorFlow Serving warms up with; the gateway warms itself up.
+WARMUP_BATCH_SIZES: Final = (1, 2, 4, 8, 16)
+
+
+def build(
+    plan: Plan, *, name: str, repository: Path, console: Console
+) -> tuple[Path, ModelCard]:
+    """Build a version and publish it, or nothing.
+
+    Args:
+        plan: What to build.
+        name: The model's name in the repository.
+        repository: Directory of models.
+        console: Where progress and tables go.
+
+    Returns:
+        The new version's directory and its card.
+
+    Raises:
+        WrongPlan: The plan does not fit the model or the data.
+        UnusableFolder: The data set's directory is none.
+        ImportFailed: The file to import cannot be.
+        ParityError, PrecisionError, PreprocessingMismatch: The result is not good
+            enough.
+        OSError: The repository cannot be written to.
+    """
+    keras.utils.set_random_seed(plan.seed)
+    if plan.source is None:
+        subject = made(plan, console)
+        history = _train(plan, subject)
+    else:
+        subject, history = imported(plan, plan.source, console), None
+    scores = _score(subject)
+    with draft_directory(repository) as draft:
+        parity, precisions = _export(plan, subject, draft)
+        if precisions:
+            console.print(table(precisions))
+            check_accuracy_drop(*precisions, max_drop_points=plan.max_accuracy_drop)
+        preprocessing = _compare_preprocessing(subject)
+        console.print(preprocessing_parity.table(preprocessing))
+        if not plan.untrained:
+            preprocessing_parity.check(
+                preprocessing, max_changed_percent=plan.max_changed_predictions
+            )
+        if scores is not None:
+            console.print(report.accuracy_by_label(scores.accuracy))
+        interface, dataset = subject.interface, subject.dataset
+        card = ModelCard(
+            name=name,
+            version=1,
+            architecture=subject.architecture,
+            created=datetime.now(UTC),
+            image_input=interface.image_input,
+            encoded_input=interface.image_input
+            and interface.encoded_name(interface.image_input),
+            outputs=interface.outputs,
+            labels=subject.labels,
+            parameters=subject.network.count_params(),
+            precision=plan.precision,
+            precisions=precisions,
+            recipe=plan.describe(),
+            data=None if dataset is None else dataset.describe(),
+            accuracy=() if scores is None else scores.accuracy,
+            parity=parity,
+            preprocessing=preprocessing,
+            frameworks={module.__name__: module.__version__ for module in FRAMEWORKS},
+        )
+        _write_assets(draft, name, subject)
+        _write_charts(draft, subject, history, scores)
+        return publish(draft, card, repository)
+
+
+def _train(plan: Plan, subject: Subject) -> History | None:
+    if subject.dataset is None:
+        return None
+    schedule = Schedule(
+        epochs=plan.epochs or EPOCHS,
+        patience_epochs=plan.patience or PATIENCE_EPOCHS,
+        learning_rate=plan.learning_rate or subject.learning_rate,
+        seed=plan.seed,
+    )
+    return train(subject.network, subject.task, subject.dataset, schedule)
+
+
+def _score(subject: Subject) -> Scores | None:
+    if subject.dataset is None:
+        return None
+    predict = predict_with(subject.network, subject.interface)
+    return subject.task.score(predict, subject.dataset)
+
+
+def _export(
+    plan: Plan, subject: Subject, draft: Path
+) -> tuple[Parity, tuple[PrecisionMeasurement, ...]]:
+    """Write the SavedModel in the wanted precision, and compare it with float32."""
+    match plan.precision:
+        case "float32":
+            return _export_float32(subject, draft), ()
+        case "int8":
+            parity = _export_float32(subject, draft)
+            return parity, _measure(subject, *_int8_candidates(subject, draft))
+        case half:
+            parity = _export_half(subject, half, draft)
+            with draft_directory(draft.parent) as float32:
+                _export_float32(subject, float32)
+                baseline = tensorflow_candidate("float32", float32)
+                candidate = tensorflow_candidate(half, draft)
+                return parity, _measure(subject, baseline, candidate)
+
+
+def _export_float32(subject: Subject, directory: Path) -> Parity:
+    samples = _named(subject, _samples(subject))
+    write_saved_model(subject.network, subject.interface, directory)
+    expected = subject.original(samples)
+    return check_parity(directory, subject.interface, samples, expected)
+
+
+def _export_half(
+    subject: Subject, precision: Literal["float16", "bfloat16"], directory: Path
+) -> Parity:
+    """Held to the same network in Keras; what it lost is told by its accuracy."""
+    samples, interface = _named(subject, _samples(subject)), subject.interface
+    network = subject.in_precision(precision)
+    write_saved_model(network, interface, directory)
+    expected = predict_with(network, interface)(samples)
+    return check_parity(directory, interface, samples, expected, precision=precision)
+
+
+def _int8_candidates(subject: Subject, draft: Path) -> tuple[Candidate, Candidate]:
+    from models.quantisation import (  # noqa: PLC0415, an extra of its own
+        openvino_candidate,
+        quantise,
+    )
+
+    data = subject.dataset
+    # A few hundred show the range of every activation.
+    images = (
+        _samples(subject) if data is None else data.train.images[:CALIBRATION_SAMPLES]
+    )
+    quantise(draft, _named(subject, images), draft / INT8_FILE)
+    return openvino_candidate("float32", draft), openvino_candidate(
+        "int8", draft / INT8_FILE
+    )
+
+
+def _measure(
+    subject: Subject, float32: Candidate, other: Candidate
+) -> tuple[PrecisionMeasurement, ...]:
+    dataset, task = subject.dataset, subject.task
+    score = (lambda p: task.score(p, dataset).overall) if dataset is not None else None
+    return measure((float32, other), _named(subject, _samples(subject)), score)
+
+
+def _samples(subject: Subject) -> Images:
+    """Images of the network's size: held-out ones, or photographs."""
+    if subject.dataset is not None:
+        return subject.dataset.held_out.images[:PARITY_SAMPLES]
+    image_input = subject.interface.inputs[0]
+    return np.stack(
+        [
+            from_array(photograph, image_input)
+            for photograph in preprocessing_parity.photographs()
+        ]
+    )
+
+
+def _named(subject: Subject, images: Images) -> Mapping[str, Images]:
+    """The same images for every input, but in another order for each."""
+    return {
+        image_input.tensor: np.roll(images, shift, axis=0)
+        for shift, image_input in enumerate(subject.interface.inputs)
+    }
+
+
+def _compare_preprocessing(subject: Subject) -> tuple[Preprocessing, ...]:
+    image_input = subject.interface.inputs[0]
+    dataset = subject.dataset
+    return preprocessing_parity.compare(
+        preprocessing_parity.photographs() if dataset is None else dataset.originals,
+        image_input,
+        decoder_in_graph(image_input),
+        _scores_of(subject),
+    )
+
+
+def _scores_of(subject: Subject) -> Callable[[Images], Any]:
+    """What a network says of images: a number for each class."""
+    interface = subject.interface
+    predict = predict_with(subject.network, interface)
+    (output, *_) = (o.name for o in interface.outputs if o.role != "other")
+
+    def scores(images: Images) -> Any:
+        return predict({i.tensor: images for i in interface.inputs})[output]
+
+    return scores
+
+
+def _write_assets(draft: Path, name: str, subject: Subject) -> None:
+    """Write what people look at, and what TensorFlow Serving warms up with."""
+    (draft / ASSETS_DIRECTORY).mkdir(exist_ok=True)
+    outline = drawable(subject.network)
+    (draft / SUMMARY_FILE).write_text(summarise(outline), encoding="utf-8")
+    (draft / GRAPH_FILE).write_text(draw(outline), encoding="utf-8")
+    samples = _samples(subject)
+    (draft / SAMPLE_FILE).write_bytes(png(samples[0]))
+    batches = (
+        _named(subject, np.resize(samples, (size, *samples.shape[1:])))
+        for size in WARMUP_BATCH_SIZES
+    )
+    write_warmup_requests(
+        draft / WARMUP_FILE,
+        model_name=name,
+        requests=[(IMAGES_SIGNATURE, batch) for batch in batches],
+    )
+
+
+def _write_charts(
+    draft: Path, subject: Subject, history: History | None, scores: Scores | None
+) -> None:
+    """Draw how the training went and what was taken for what, where there was any."""
+    if history is not None:
+        curve = charts.training_curve(history.epochs, best_epoch=history.best_epoch)
+        (draft / TRAINING_FILE).write_text(curve, encoding="utf-8")
+    if scores is not None:
+        matrix = charts.confusion_matrix(scores.confusion, subject.labels)
+        (draft / CONFUSION_FILE).write_text(matrix, encoding="utf-8")
