@@ -19,7 +19,8 @@ SUMMARY_FILE: Final = f"{ASSETS_DIRECTORY}/summary.txt"
 TRAINING_FILE: Final = f"{ASSETS_DIRECTORY}/training.svg"
 WARMUP_FILE: Final = f"{ASSETS_DIRECTORY}/tf_serving_warmup_requests"
 
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
+FloatPrecision = Literal["float32", "float16", "bfloat16"]
+Precision = Literal[FloatPrecision, "int8"]
 Resize = Literal["stretch", "crop", "pad"]
 
 

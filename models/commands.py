@@ -76,7 +76,7 @@ def build(
     resize: Resize = "stretch",
     precision: Precision = "float32",
     max_accuracy_drop: Percent = 1.0,
-    max_changed_predictions: Percent = 5.0,
+    max_changed_predictions: Percent = 2.0,
     untrained: Annotated[bool, Parameter(negative=())] = False,
     epochs: AtLeastOne = None,
     patience: AtLeastOne = None,

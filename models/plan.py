@@ -38,7 +38,7 @@ class Plan:
     dropout: float | None = None
     precision: Precision = "float32"
     max_accuracy_drop: float = 1.0
-    max_changed_predictions: float = 5.0
+    max_changed_predictions: float = 2.0
     untrained: bool = False
     epochs: int | None = None
     patience: int | None = None

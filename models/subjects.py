@@ -8,11 +8,12 @@ import keras
 from rich.console import Console
 
 from models import importing, precision, report
-from models.architectures import Architecture, FloatPrecision, named
-from models.card import ImageInput
+from models.architectures import Architecture, named
+from models.card import FloatPrecision, ImageInput
 from models.datasets import DIGIT_SHAPE, Dataset, digits
 from models.export import Interface, predict_with
 from models.folders import channels_of, folder
+from models.labels import numbers, read_labels
 from models.plan import DEFAULT_ARCHITECTURE, DIGITS, Plan, WrongPlan
 from models.tasks import Classification, Comparison, Predict, Task
 
@@ -63,7 +64,7 @@ def made(plan: Plan, console: Console) -> Subject:
         _image_input(name, options.image_shape, plan) for name in architecture.inputs
     )
     dataset = None if plan.untrained else _dataset(plan, inputs[0], console)
-    labels = _numbers(options.classes) if dataset is None else dataset.labels
+    labels = numbers(options.classes) if dataset is None else dataset.labels
     options = options.changed(classes=len(labels))
     try:
         network = architecture.build(options)
@@ -94,7 +95,7 @@ def imported(plan: Plan, source: Path, console: Console) -> Subject:
 
     Raises:
         ImportFailed: It cannot be read, or is no classifier of single images.
-        WrongPlan: The data set's labels are not those of the model.
+        WrongPlan: The labels are not those of the model.
         UnusableFolder: The data set's directory is none.
     """
     model = importing.read(source, preprocess=plan.preprocess or "none", size=plan.size)
@@ -167,18 +168,15 @@ def _labelled(
 
     A data set's labels are in alphabetical order, a model's in any.
     """
-    if dataset is None:
-        return importing.labels(plan.labels, classes), None
-    labels = dataset.labels
     if plan.labels is not None:
-        labels = importing.labels(plan.labels, classes)
+        labels = read_labels(plan.labels, classes)
+    else:
+        labels = numbers(classes) if dataset is None else dataset.labels
+    if dataset is None:
+        return labels, None
     if len(labels) != classes or set(labels) != set(dataset.labels):
         raise WrongPlan(
             f"--dataset: its labels ({', '.join(dataset.labels[:5])}, …) are not the "
             f"{classes} of the model; name those in order with --labels FILE"
         )
     return labels, dataset.with_labels(labels)
-
-
-def _numbers(count: int) -> tuple[str, ...]:
-    return tuple(str(index) for index in range(count))

@@ -26,7 +26,7 @@ from models.charts import Epoch
 from models.datasets import Dataset, Split
 from models.tasks import BATCH_SIZE, Task
 
-EPOCHS: Final = 16
+EPOCHS: Final = 20
 PATIENCE_EPOCHS: Final = 8
 PEAK_LEARNING_RATE: Final = 5e-3
 WARMUP_SHARE: Final = 0.2  # of all steps

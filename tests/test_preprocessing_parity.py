@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -346,8 +347,13 @@ def test_changed_predictions_are_counted() -> None:
 # The sample files
 
 
+@cache
+def samples() -> dict[str, list[bytes]]:
+    return sample_files(ORIGINALS)
+
+
 def opened(variant: str) -> list[Image.Image]:
-    return [Image.open(io.BytesIO(data)) for data in sample_files(ORIGINALS)[variant]]
+    return [Image.open(io.BytesIO(data)) for data in samples()[variant]]
 
 
 def test_the_samples_are_what_their_names_say() -> None:

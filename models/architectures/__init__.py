@@ -20,9 +20,8 @@ from models.architectures.lenet import lenet
 from models.architectures.options import Options
 from models.architectures.siamese import siamese
 from models.architectures.vgg import vgg11, vgg16
-from models.card import OutputTensor
+from models.card import FloatPrecision, OutputTensor
 
-FloatPrecision = Literal["float32", "float16", "bfloat16"]
 Style = Literal["Sequential", "Functional", "Functional, shared layers", "Subclassing"]
 
 CLASSIFIES: Final = (OutputTensor(name="probabilities", role="probabilities"),)
