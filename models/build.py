@@ -1,9 +1,10 @@
 """From a plan to a published version: the build step, step by step."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from models.card import (
     SUMMARY_FILE,
     TRAINING_FILE,
     WARMUP_FILE,
+    FloatPrecision,
     ModelCard,
     Parity,
     PrecisionMeasurement,
@@ -49,7 +51,7 @@ from models.precision import (
 from models.preprocessing import from_array
 from models.subjects import Subject, imported, made
 from models.summary import summarise
-from models.tasks import Scores
+from models.tasks import Predict, Scores
 from models.training import EPOCHS, PATIENCE_EPOCHS, History, Schedule, train
 from models.warmup import write_warmup_requests
 
@@ -88,18 +90,20 @@ def build(
         history = _train(plan, subject)
     else:
         subject, history = imported(plan, plan.source, console), None
-    scores = _score(subject)
     with draft_directory(repository) as draft:
-        parity, precisions = _export(plan, subject, draft)
-        if precisions:
-            console.print(table(precisions))
-            check_accuracy_drop(*precisions, max_drop_points=plan.max_accuracy_drop)
+        exported = _export(plan, subject, draft)
+        if exported.precisions:
+            console.print(table(exported.precisions))
+            check_accuracy_drop(
+                *exported.precisions, max_drop_points=plan.max_accuracy_drop
+            )
         preprocessing = _compare_preprocessing(subject)
         console.print(preprocessing_parity.table(preprocessing))
         if not plan.untrained:
             preprocessing_parity.check(
                 preprocessing, max_changed_percent=plan.max_changed_predictions
             )
+        scores = _score(subject, exported.predict)
         if scores is not None:
             console.print(report.accuracy_by_label(scores.accuracy))
         interface, dataset = subject.interface, subject.dataset
@@ -115,11 +119,11 @@ def build(
             labels=subject.labels,
             parameters=subject.network.count_params(),
             precision=plan.precision,
-            precisions=precisions,
+            precisions=exported.precisions,
             recipe=plan.describe(),
             data=None if dataset is None else dataset.describe(),
             accuracy=() if scores is None else scores.accuracy,
-            parity=parity,
+            parity=exported.parity,
             preprocessing=preprocessing,
             frameworks={module.__name__: module.__version__ for module in FRAMEWORKS},
         )
@@ -140,30 +144,44 @@ def _train(plan: Plan, subject: Subject) -> History | None:
     return train(subject.network, subject.task, subject.dataset, schedule)
 
 
-def _score(subject: Subject) -> Scores | None:
+def _score(subject: Subject, predict: Predict) -> Scores | None:
     if subject.dataset is None:
         return None
-    predict = predict_with(subject.network, subject.interface)
     return subject.task.score(predict, subject.dataset)
 
 
-def _export(
-    plan: Plan, subject: Subject, draft: Path
-) -> tuple[Parity, tuple[PrecisionMeasurement, ...]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Exported:
+    """A draft's SavedModel: how far it is from the original, and what it answers.
+
+    `precisions` compares float32 with what was wanted instead, if anything.
+    """
+
+    parity: Parity
+    precisions: tuple[PrecisionMeasurement, ...] = ()
+    predict: Predict
+
+
+def _export(plan: Plan, subject: Subject, draft: Path) -> _Exported:
     """Write the SavedModel in the wanted precision, and compare it with float32."""
     match plan.precision:
         case "float32":
-            return _export_float32(subject, draft), ()
+            parity = _export_float32(subject, draft)
+            return _Exported(
+                parity=parity, predict=predict_with(subject.network, subject.interface)
+            )
         case "int8":
             parity = _export_float32(subject, draft)
-            return parity, _measure(subject, *_int8_candidates(subject, draft))
+            baseline, candidate = _int8_candidates(subject, draft)
+            precisions = _measure(subject, baseline, candidate)
         case half:
             parity = _export_half(subject, half, draft)
+            candidate = tensorflow_candidate(half, draft)
             with draft_directory(draft.parent) as float32:
                 _export_float32(subject, float32)
                 baseline = tensorflow_candidate("float32", float32)
-                candidate = tensorflow_candidate(half, draft)
-                return parity, _measure(subject, baseline, candidate)
+                precisions = _measure(subject, baseline, candidate)
+    return _Exported(parity=parity, precisions=precisions, predict=candidate.predict)
 
 
 def _export_float32(subject: Subject, directory: Path) -> Parity:
@@ -174,7 +192,7 @@ def _export_float32(subject: Subject, directory: Path) -> Parity:
 
 
 def _export_half(
-    subject: Subject, precision: Literal["float16", "bfloat16"], directory: Path
+    subject: Subject, precision: FloatPrecision, directory: Path
 ) -> Parity:
     """Held to the same network in Keras; what it lost is told by its accuracy."""
     samples, interface = _named(subject, _samples(subject)), subject.interface

@@ -29,7 +29,7 @@ from models.export import (
     publish,
     write_saved_model,
 )
-from tests.images import encode, photograph
+from tests.images import encode, image_input, photograph
 
 Array = np.ndarray[Any, Any]
 
@@ -87,26 +87,19 @@ def pair_model() -> keras.Model:
     return keras.Model(inputs, outputs)
 
 
-def image_input(tensor: str, shape: tuple[int, int, int]) -> ImageInput:
+def input_called(tensor: str, shape: tuple[int, int, int]) -> ImageInput:
     height, width, channels = shape
-    return ImageInput.model_validate(
-        {
-            "tensor": tensor,
-            "height": height,
-            "width": width,
-            "channels": channels,
-            "colour_order": "grey" if channels == 1 else "rgb",
-        }
-    )
+    expected = image_input(height, width, "grey" if channels == 1 else "rgb")
+    return expected.model_copy(update={"tensor": tensor})
 
 
 def interface_of(model: keras.Model) -> Interface:
     if len(model.inputs) > 1:
         return Interface(
-            inputs=tuple(image_input(x.name, x.shape[1:]) for x in model.inputs),
+            inputs=tuple(input_called(x.name, x.shape[1:]) for x in model.inputs),
             outputs=(OutputTensor(name="same", role="other"), PROBABILITIES),
         )
-    inputs = (image_input("images", model.input_shape[1:]),)
+    inputs = (input_called("images", model.input_shape[1:]),)
     return Interface(inputs=inputs, outputs=(PROBABILITIES,))
 
 
@@ -278,7 +271,7 @@ def test_the_bytes_signature_decodes_and_resizes_as_the_decoder_does(
         encode(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "PNG"),
         encode(photo.convert("L"), "PNG"),
     ]
-    decode = decoder_in_graph(image_input("images", (8, 6, channels)))
+    decode = decoder_in_graph(input_called("images", (8, 6, channels)))
     together = feed(*encoded)
     np.testing.assert_array_equal(together, decode(encoded))
     for row, alone in zip(together, encoded, strict=True):
