@@ -70,7 +70,7 @@ def test_photographs_and_odd_files_classify_without_error(repository: Path) -> N
 def test_both_engines_answer_the_same_over_http(
     repository: Path, digit_data: Dataset
 ) -> None:
-    images = digit_data.held_out_images[::50]
+    images = digit_data.held_out.images[::50]
     answers = []
     for engine in ("openvino", "tensorflow"):
         arguments = ("--repository", str(repository), "--engine", engine)

@@ -5,12 +5,12 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -22,6 +22,7 @@ from service.settings import Settings
 
 # What to dial for an address that means every interface.
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104, not bound
+ENDINGS: Final = (signal.SIGINT, signal.SIGTERM)
 SIGNALLED: Final = 128  # what shells add to the signal that has ended a program
 LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
 
@@ -65,21 +66,36 @@ def _build_demo(repository: Path) -> None:
     _say(f"[bold]{repository}[/bold] is empty: building the demo model first")
     command = [sys.executable, "-m", "service", "build"]
     command += ["--repository", str(repository)]
-    # In a group of its own, for Ctrl-C would only make it finish its training early.
-    # Flags of our own program and a path, without a shell.
-    before = signal.signal(signal.SIGTERM, _exit)
-    with subprocess.Popen(command, process_group=0) as process:  # noqa: S603
-        try:
-            status = process.wait()
-        finally:
-            process.terminate()  # unless it has ended by itself
-    signal.signal(signal.SIGTERM, before)
+    status = _run_until_signalled(command)
     if status != 0:
         sys.exit(status)
 
 
-def _exit(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(SIGNALLED + number)
+def _run_until_signalled(command: Sequence[str]) -> int:
+    """Run a command; the first Ctrl-C or SIGTERM ends it, the second kills it.
+
+    Answers its exit status, or what shells make of the signal.
+    """
+    signals: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        for process in started:
+            process.terminate() if len(signals) == 1 else process.kill()
+
+    before = {number: signal.signal(number, end) for number in ENDINGS}
+    try:
+        # In a group of its own: to a build, Ctrl-C means to finish its training early.
+        # Flags of our own program and a path, without a shell.
+        started.append(subprocess.Popen(command, process_group=0))  # noqa: S603
+        if signals:  # it came before there was anything to end
+            started[0].terminate()
+        status = started[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return SIGNALLED + signals[0] if signals else status
 
 
 def _configure_logging(level: str) -> None:
