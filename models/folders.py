@@ -129,21 +129,24 @@ def _is_coloured(path: Path) -> bool:
 
 def _split(
     samples: Sequence[_Sample], labels: int, *, share: float, seed: int
-) -> tuple[list[_Sample], list[_Sample], list[_Sample]]:
-    """Train, validation, held out; of each label, the last two have a share each."""
+) -> list[list[_Sample]]:
+    """Train, validation, held out; of each label, the last two have a share each.
+
+    All in a random order: the first few of each are of many labels.
+    """
     random = np.random.default_rng(seed)
-    train: list[_Sample] = []
-    validation: list[_Sample] = []
-    held_out: list[_Sample] = []
+    parts: list[list[_Sample]] = [[], [], []]
     for label in range(labels):
         of_label = [sample for sample in samples if sample.label == label]
         order = [of_label[index] for index in random.permutation(len(of_label))]
         count = max(1, round(share * len(order)))
-        validation += order[:count]
-        held_out += order[count : 2 * count]
-        train += order[2 * count :]
-    # Whatever is read first, and shown as the sample, is not all of one label.
-    return train, validation, [held_out[i] for i in random.permutation(len(held_out))]
+        for part, chosen in zip(
+            parts,
+            (order[2 * count :], order[:count], order[count : 2 * count]),
+            strict=True,
+        ):
+            part += chosen
+    return [[part[index] for index in random.permutation(len(part))] for part in parts]
 
 
 def _read(
