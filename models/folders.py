@@ -145,7 +145,7 @@ def _split(
             (order[2 * count :], order[:count], order[count : 2 * count]),
             strict=True,
         ):
-            part += chosen
+            part.extend(chosen)
     return [[part[index] for index in random.permutation(len(part))] for part in parts]
 
 
