@@ -122,6 +122,7 @@ def build(
             precisions=exported.precisions,
             recipe=plan.describe(),
             data=None if dataset is None else dataset.describe(),
+            training=None if history is None else history.describe(),
             accuracy=() if scores is None else scores.accuracy,
             parity=exported.parity,
             preprocessing=preprocessing,

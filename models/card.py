@@ -177,6 +177,19 @@ class PrecisionMeasurement(_Part):
     accuracy: float | None = Field(default=None, ge=0, le=1)
 
 
+class Training(_Part):
+    """How a training went: of `epochs`, the weights of `best_epoch` were kept.
+
+    `interrupted` tells that someone ended it before it would have ended itself.
+    """
+
+    epochs: int = Field(ge=1)
+    best_epoch: int = Field(ge=1)
+    validation_loss: float
+    validation_accuracy: float = Field(ge=0, le=1)
+    interrupted: bool = False
+
+
 class DataSplit(_Part):
     """The pictures that the model was made with: how many of each label, and for what.
 
@@ -214,6 +227,7 @@ class ModelCard(_Part):
     precisions: tuple[PrecisionMeasurement, ...] = ()
     recipe: dict[str, str | int | float | bool | None] = {}
     data: DataSplit | None = None
+    training: Training | None = None
     accuracy: tuple[Accuracy, ...] = ()
     parity: Parity | None = None
     preprocessing: tuple[Preprocessing, ...] = ()

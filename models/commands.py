@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     import keras
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-SIZE_PATTERN: Final = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
+SIZE_PATTERN: Final = re.compile(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?")
+# SIGHUP is a terminal that was closed; some systems have none.
+ENDINGS: Final = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 SIGNALLED: Final = 128  # what shells add to the signal that has ended a program
 FILE_COLUMNS: Final = 150
 DEFAULT_REPOSITORY: Final = Path("model_repository")
@@ -36,7 +38,7 @@ DEFAULT_REPOSITORY: Final = Path("model_repository")
 AtLeastOne = Annotated[int | None, Parameter(validator=Number(gte=1))]
 AboveZero = Annotated[float | None, Parameter(validator=Number(gt=0))]
 Percent = Annotated[float, Parameter(validator=Number(gte=0, lte=100))]
-LessThanHalf = Annotated[float, Parameter(validator=Number(gt=0, lt=0.5))]
+LessThanHalf = Annotated[float | None, Parameter(validator=Number(gt=0, lt=0.5))]
 RepositoryOption = Annotated[Path, Parameter(env_var="BLOCKSERVE_REPOSITORY")]
 
 
@@ -56,7 +58,7 @@ class NetworkOptions:
     size: str | None = None
     channels: Literal[1, 3] | None = None
     classes: Annotated[int | None, Parameter(validator=Number(gte=2))] = None
-    width: AboveZero = None
+    width: Annotated[float | None, Parameter(validator=Number(gt=0, lte=16))] = None
     dropout: Annotated[float | None, Parameter(validator=Number(gte=0, lt=1))] = None
 
 
@@ -73,7 +75,7 @@ def build(
     name: str | None = None,
     repository: RepositoryOption = DEFAULT_REPOSITORY,
     network: NetworkOptions = NO_OPTIONS,
-    resize: Resize = "stretch",
+    resize: Resize | None = None,
     precision: Precision = "float32",
     max_accuracy_drop: Percent = 1.0,
     max_changed_predictions: Percent = 2.0,
@@ -81,7 +83,7 @@ def build(
     epochs: AtLeastOne = None,
     patience: AtLeastOne = None,
     learning_rate: AboveZero = None,
-    validation_share: LessThanHalf = 0.15,
+    validation_share: LessThanHalf = None,
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0,
 ) -> None:
     """Train an architecture, or import a model, and export it as a new version.
@@ -103,7 +105,7 @@ def build(
         repository: Directory of models.
         network: The network's own options.
         resize: How an image of another shape is made to fit: stretched, cropped to
-            its middle, or padded with black.
+            its middle, or padded with black; stretched if not given.
         precision: Of the weights and the arithmetic: float16 and bfloat16 are for GPUs,
             int8 for the embedded engine.
         max_accuracy_drop: Percentage points of accuracy that a precision may cost.
@@ -113,13 +115,13 @@ def build(
         epochs: Passes over the training images at most.
         patience: Passes without a smaller validation loss that end the training.
         learning_rate: The highest learning rate; the architecture's if not given.
-        validation_share: The share of a directory's pictures to steer training by; as
-            many again are held out to measure with.
+        validation_share: The share of a directory's pictures to steer training by, 0.15
+            if not given; as many again are held out to measure with.
         seed: Makes weights, order and augmentation repeatable.
     """
     started = perf_counter()
-    # As an exception, so that nothing half-written is left behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(SIGNALLED + number))
+    for ending in ENDINGS:  # as an exception, so that nothing half-written stays
+        signal.signal(ending, lambda number, _: sys.exit(SIGNALLED + number))
     plan = Plan(
         architecture=architecture,
         source=source,
@@ -143,8 +145,12 @@ def build(
         seed=seed,
     )
     name = _name(name, plan)
-    _check(plan, repository / name)
+    _check(plan)
+    for directory in (repository, repository / name):
+        _check_writable(directory)
     _start_tensorflow()
+    from tensorflow.errors import OpError
+
     from models.architectures import UnknownArchitecture
     from models.build import build as run
     from models.export import ParityError
@@ -153,10 +159,11 @@ def build(
     from models.precision import PrecisionError
     from models.preprocessing_parity import PreprocessingMismatch
     from models.report import built
+    from models.training import Diverged
 
     console = _console()
     refusals = (WrongPlan, UnknownArchitecture, UnusableFolder, ImportFailed)
-    failures = (ParityError, PrecisionError, PreprocessingMismatch)
+    failures = (Diverged, ParityError, PrecisionError, PreprocessingMismatch)
     try:
         path, card = run(plan, name=name, repository=repository, console=console)
     except (*refusals, *failures) as error:
@@ -164,7 +171,9 @@ def build(
     except ImportError as error:  # an extra is missing, and the message names it
         _fail(str(error))
     except OSError as error:
-        _fail(f"--repository: cannot write to {repository}: {error.strerror}")
+        _fail(f"{error.filename or repository}: {error.strerror or error}")
+    except OpError as error:  # TensorFlow's own, of full disks and full memories
+        _fail(f"TensorFlow gave up: {error.message.splitlines()[0]}")
     console.print(built(card, path, seconds=perf_counter() - started))
     _say(f"wrote {path}")
 
@@ -258,9 +267,12 @@ def _network(name: str, chosen: NetworkOptions) -> "keras.Model":
 
 def _name(name: str | None, plan: Plan) -> str:
     """The model's name: as given, else of the file, else of the architecture."""
-    of_file = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.source.stem) if plan.source else ""
-    wanted = of_file or plan.architecture or DEFAULT_ARCHITECTURE
-    wanted = wanted if name is None else name
+    wanted = plan.architecture or DEFAULT_ARCHITECTURE if name is None else name
+    if name is None and plan.source is not None:
+        source = plan.source.resolve()
+        # A version's directory is called by its number, and its parent by its name.
+        stem = source.parent.name if source.name.isdecimal() else source.stem
+        wanted = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
     if not NAME_PATTERN.fullmatch(wanted):
         _fail(
             f"--name: {wanted!r} cannot be a model's name; use up to 100 letters, "
@@ -278,24 +290,26 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2] or found[1])
 
 
-def _check(plan: Plan, model_directory: Path) -> None:
+def _check(plan: Plan) -> None:
     """Say before frameworks are loaded, and models trained, what cannot work."""
     try:
         plan.check()
     except WrongPlan as error:
         _fail(str(error))
     dataset = plan.dataset
-    if dataset is not None and dataset != DIGITS and not Path(dataset).is_dir():
+    is_directory = bool(dataset) and Path(dataset or "").is_dir()
+    if dataset is not None and dataset != DIGITS and not is_directory:
         _fail(
             f"--dataset: expected {DIGITS!r} or a directory with a sub-folder for each "
-            f"label, and {dataset} is no directory"
+            f"label, and {dataset!r} is no directory"
         )
     if plan.precision == "int8" and find_spec("nncf") is None:
         _fail("--precision int8 needs NNCF: pip install 'blockserve[int8]'")
-    nearest = next(
-        path for path in (model_directory, *model_directory.parents) if path.exists()
-    )
-    cannot = f"--repository: cannot write to {model_directory}: {nearest} is"
+
+
+def _check_writable(directory: Path) -> None:
+    nearest = next(path for path in (directory, *directory.parents) if path.exists())
+    cannot = f"--repository: cannot write to {directory}: {nearest} is"
     if not nearest.is_dir():
         _fail(f"{cannot} no directory")
     if not os.access(nearest, os.W_OK | os.X_OK):

@@ -169,12 +169,12 @@ def check_parity(
 def publish(draft: Path, card: ModelCard, repository: Path) -> tuple[Path, ModelCard]:
     """Move a draft to its model's next free version; servers see all of it at once."""
     model_directory = repository / card.name
-    model_directory.mkdir(exist_ok=True)
-    taken = (int(d.name) for d in model_directory.iterdir() if d.name.isdecimal())
+    taken = (int(d.name) for d in model_directory.glob("*") if d.name.isdecimal())
     number = max(taken, default=0) + 1
     while True:
         numbered = card.model_copy(update={"version": number})
         numbered.write(draft)
+        model_directory.mkdir(exist_ok=True)
         try:
             final = draft.rename(model_directory / str(number))
         except OSError:

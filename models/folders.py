@@ -1,31 +1,37 @@
 """A folder of pictures as a data set: one sub-folder a label."""
 
+import os
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from models.card import ImageInput
-from models.datasets import SAMPLES, Dataset, Images, Split
-from models.preprocessing import UnreadableImage, read, read_upright
+from models.datasets import SAMPLES, Dataset, Images, Labels, Split
+from models.preprocessing import UnreadableImage, read, read_upright, to_image
 
 MIN_LABELS: Final = 2
 # One each to train on, to steer by and to measure with.
 MIN_IMAGES_PER_LABEL: Final = 3
 # Files to look at for whether a data set has colours.
 COLOUR_SAMPLES: Final = 64
-READ_AHEAD: Final = 256
+BATCH: Final = 256
+MAX_ORIGINAL_PIXELS: Final = 4_000_000
+NAMED_FILES: Final = 5
 # What file managers leave behind.
 CLUTTER: Final = frozenset({"Thumbs.db", "desktop.ini"})
+# Control characters, and bytes that are no UTF-8.
+UNWRITABLE: Final = frozenset({"Cc", "Cs"})
+GREY_MODES: Final = frozenset({"1", "L", "LA", "La", "I;16", "I;16B"})
 
 
 class UnusableFolder(ValueError):
@@ -39,7 +45,12 @@ class _Sample:
 
 
 def folder(
-    directory: Path, image_input: ImageInput, *, validation_share: float, seed: int
+    directory: Path,
+    image_input: ImageInput,
+    *,
+    validation_share: float,
+    seed: int,
+    console: Console | None = None,
 ) -> Dataset:
     """Read and split a folder of pictures, with a progress bar.
 
@@ -49,32 +60,31 @@ def folder(
         image_input: What the pictures are made into.
         validation_share: The share of each label's pictures that steers training; as
             many again are held out.
-        seed: Of the split, which depends on nothing but it and the files' names.
+        seed: Of the split, which depends on nothing but it and the readable files.
+        console: Where the progress bar goes.
 
     Raises:
-        UnusableFolder: Fewer than two labels, or a label with too few pictures.
+        UnusableFolder: Fewer than two labels, a label with too few pictures, or no
+            room for them.
     """
     labels, samples = _find(directory)
-    counts = Counter(sample.label for sample in samples)
+    images, skipped = _read(samples, directory, image_input, console)
+    classes = np.array([sample.label for sample in samples], np.int64)
+    lines = [f"{path.relative_to(directory)}: {why}" for path, why in skipped.items()]
+    readable = np.array([sample.path not in skipped for sample in samples], np.bool_)
     for index, label in enumerate(labels):
-        if counts[index] < MIN_IMAGES_PER_LABEL:
+        count = int((readable & (classes == index)).sum())
+        if count < MIN_IMAGES_PER_LABEL:
+            why = f"; skipped {'; '.join(lines[:NAMED_FILES])}" if lines else ""
             raise UnusableFolder(
-                f"label {label!r} in {directory} has {counts[index]} files; expected "
-                f"at least {MIN_IMAGES_PER_LABEL}: to train on, to steer by and to "
-                "measure with"
+                f"label {label!r} in {directory} has {count} pictures that can be "
+                f"read; expected at least {MIN_IMAGES_PER_LABEL}: to train on, to "
+                f"steer by and to measure with{why}"
             )
-    parts = _split(samples, len(labels), share=validation_share, seed=seed)
-    skipped: list[str] = []
+    parts = _split(classes, readable, share=validation_share, seed=seed)
     train, validation, held_out = (
-        _read(part, directory, image_input, skipped, title)
-        for part, title in zip(
-            parts,
-            ("reading training", "reading validation", "reading held-out"),
-            strict=True,
-        )
+        Split(images=_part(images, rows), classes=classes[rows]) for rows in parts
     )
-    for split in (train, validation, held_out):
-        _check_each_label(split, labels, skipped)
     return Dataset(
         name=directory.resolve().name,
         kind="photographs",
@@ -82,8 +92,8 @@ def folder(
         train=train,
         validation=validation,
         held_out=held_out,
-        originals=_originals(parts[-1], image_input),
-        skipped=tuple(skipped),
+        originals=_originals([samples[row].path for row in parts[-1]], image_input),
+        skipped=tuple(lines),
     )
 
 
@@ -106,6 +116,12 @@ def _find(directory: Path) -> tuple[tuple[str, ...], list[_Sample]]:
             f"{directory} holds {len(folders)} sub-folders; expected one for each "
             "label, and at least two"
         )
+    for below in folders:
+        if {unicodedata.category(c) for c in below.name} & UNWRITABLE:
+            raise UnusableFolder(
+                f"the folder {below.name!r} cannot be a label: its name is no text; "
+                "rename it"
+            )
     samples = [
         _Sample(path, label)
         for label, below in enumerate(folders)
@@ -122,94 +138,100 @@ def _is_clutter(path: Path) -> bool:
 def _is_coloured(path: Path) -> bool:
     try:
         with Image.open(path) as image:
-            return image.mode not in {"1", "L", "LA", "La", "I;16", "I;16B"}
-    except OSError:
+            return image.mode not in GREY_MODES
+    except Exception:  # over damaged bytes, Pillow raises nearly everything
         return False
-
-
-def _split(
-    samples: Sequence[_Sample], labels: int, *, share: float, seed: int
-) -> list[list[_Sample]]:
-    """Train, validation, held out; of each label, the last two have a share each.
-
-    All in a random order: the first few of each are of many labels.
-    """
-    random = np.random.default_rng(seed)
-    parts: list[list[_Sample]] = [[], [], []]
-    for label in range(labels):
-        of_label = [sample for sample in samples if sample.label == label]
-        order = [of_label[index] for index in random.permutation(len(of_label))]
-        count = max(1, round(share * len(order)))
-        for part, chosen in zip(
-            parts,
-            (order[2 * count :], order[:count], order[count : 2 * count]),
-            strict=True,
-        ):
-            part.extend(chosen)
-    return [[part[index] for index in random.permutation(len(part))] for part in parts]
 
 
 def _read(
     samples: Sequence[_Sample],
     directory: Path,
     image_input: ImageInput,
-    skipped: list[str],
-    title: str,
-) -> Split:
-    """Read files into an array that may be larger than the memory.
+    console: Console | None,
+) -> tuple[Images, dict[Path, str]]:
+    """Read all files: a row of the array for each, and why some cannot be read."""
+    images = _array((len(samples), *image_input.shape))
+    skipped: dict[Path, str] = {}
 
-    Adds those that cannot be read to `skipped`.
-    """
-    shape = (len(samples), *image_input.shape)
+    def read_one(row: int) -> None:
+        try:
+            images[row] = read(samples[row].path, image_input)
+        except UnreadableImage as error:
+            skipped[samples[row].path] = str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in track(
+            pool.map(read_one, range(len(samples))),
+            description=f"reading {directory}",
+            total=len(samples),
+            console=console,
+            transient=True,
+        ):
+            pass
+    return images, dict(sorted(skipped.items()))
+
+
+def _array(shape: tuple[int, ...]) -> Images:
+    """An array on disk, for it may be larger than the memory."""
+    size_bytes = int(np.prod(shape))
     with tempfile.TemporaryFile() as file:  # gone when the array is
-        images: Images = np.memmap(file, np.uint8, "w+", shape=shape)
-    classes = np.zeros(len(samples), np.int64)
-    count = 0
-    with ThreadPoolExecutor() as pool:
-
-        def read_one(sample: _Sample) -> Images | UnreadableImage:
-            try:
-                pixels: Images = read(sample.path, image_input)
-            except UnreadableImage as error:
-                return error
-            return pixels
-
-        for batch in track(list(_batches(samples)), description=title, transient=True):
-            for sample, pixels in zip(batch, pool.map(read_one, batch), strict=True):
-                if isinstance(pixels, UnreadableImage):
-                    skipped.append(f"{sample.path.relative_to(directory)}: {pixels}")
-                else:
-                    images[count], classes[count] = pixels, sample.label
-                    count += 1
-    return Split(images=images[:count], classes=classes[:count])
+        try:
+            # A disk that is full would kill the process at the first write.
+            os.posix_fallocate(file.fileno(), 0, max(1, size_bytes))
+        except OSError as error:
+            raise UnusableFolder(
+                f"the pictures take {size_bytes / 1e6:,.0f} MB, for which there is no "
+                f"room in {tempfile.gettempdir()} ({error.strerror}); name another "
+                "directory in TMPDIR, or choose a smaller --size"
+            ) from error
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def _check_each_label(
-    split: Split, labels: Sequence[str], skipped: Sequence[str]
-) -> None:
-    missing = set(range(len(labels))) - set(split.classes.tolist())
-    if missing:
-        raise UnusableFolder(
-            f"too few pictures of {labels[min(missing)]!r} can be read; skipped "
-            f"{'; '.join(skipped[:5])}"
-        )
+def _split(
+    classes: Labels, readable: np.ndarray, *, share: float, seed: int
+) -> list[Labels]:
+    """Rows to train on, to steer by and held out; the last two have a share each.
+
+    All in a random order: the first few of each are of many labels.
+    """
+    random = np.random.default_rng(seed)
+    parts: list[list[Labels]] = [[], [], []]
+    for label in np.unique(classes):
+        rows = random.permutation(np.flatnonzero(readable & (classes == label)))
+        count = min(max(1, round(share * len(rows))), (len(rows) - 1) // 2)
+        parts[0].append(rows[2 * count :])
+        parts[1].append(rows[:count])
+        parts[2].append(rows[count : 2 * count])
+    return [random.permutation(np.concatenate(rows)) for rows in parts]
 
 
-def _originals(
-    samples: Sequence[_Sample], image_input: ImageInput
-) -> tuple[Images, ...]:
-    """The first readable files in their own size."""
-    originals: list[Images] = []
-    for sample in samples:
-        with suppress(UnreadableImage):
-            originals.append(read_upright(sample.path, image_input.colour_order))
-        if len(originals) == SAMPLES:
-            break
+def _part(images: Images, rows: Labels) -> Images:
+    """Some rows of an array, on disk as well."""
+    part = _array((len(rows), *images.shape[1:]))
+    for batch in _batches(len(rows)):
+        part[batch] = images[rows[batch]]
+    return part
+
+
+def _batches(count: int) -> Iterator[slice]:
+    return (slice(start, start + BATCH) for start in range(0, count, BATCH))
+
+
+def _originals(paths: Sequence[Path], image_input: ImageInput) -> tuple[Images, ...]:
+    """The first files in their own size, unless that is huge."""
+    originals = []
+    for path in paths[:SAMPLES]:
+        with suppress(UnreadableImage):  # it was readable, but disks may fail
+            pixels = read_upright(path, image_input.colour_order)
+            originals.append(_shrunk(pixels))
     return tuple(originals)
 
 
-def _batches(samples: Iterable[_Sample]) -> Iterable[list[_Sample]]:
-    """Lists of samples: reading further ahead would only fill the memory."""
-    rest = iter(samples)
-    while batch := list(islice(rest, READ_AHEAD)):
-        yield batch
+def _shrunk(pixels: Images) -> Images:
+    height, width, channels = pixels.shape
+    factor = (MAX_ORIGINAL_PIXELS / (height * width)) ** 0.5
+    if factor >= 1:
+        return pixels
+    size = (max(1, int(width * factor)), max(1, int(height * factor)))
+    small = to_image(pixels).resize(size, Image.Resampling.BOX)
+    return np.asarray(small).reshape(size[1], size[0], channels)

@@ -33,7 +33,7 @@ class Plan:
     size: tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
     classes: int | None = None
-    resize: Resize = "stretch"
+    resize: Resize | None = None
     width: float | None = None
     dropout: float | None = None
     precision: Precision = "float32"
@@ -43,7 +43,7 @@ class Plan:
     epochs: int | None = None
     patience: int | None = None
     learning_rate: float | None = None
-    validation_share: float = 0.15
+    validation_share: float | None = None
     seed: int = 0
 
     def check(self) -> None:
@@ -78,6 +78,9 @@ class Plan:
                     f"--precision {self.precision} needs --dataset with --from: its "
                     "accuracy is compared with that of float32"
                 )
+        if self.dataset in {None, DIGITS}:
+            share = {"--validation-share": self.validation_share}
+            _refuse(share, "goes with --dataset DIR")
         if self.untrained:
             _refuse({"--dataset": self.dataset, **training}, "contradicts --untrained")
         elif self.source is None:

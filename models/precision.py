@@ -154,7 +154,7 @@ def table(measurements: Sequence[PrecisionMeasurement]) -> Table:
             measurement.engine,
             filesize.decimal(measurement.size_bytes),
             f"{measurement.images_per_second:,.0f}",
-            f"{speed:.2f}×",
+            f"{speed:.2f}x",
             f"{measurement.accuracy:.2%}" if known else "-",
             f"{difference:+.2f} points" if known else "-",
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from rich.markup import escape
 from rich.table import Table
 
 from models.card import Accuracy, ImageInput, ModelCard
@@ -16,7 +17,7 @@ MAX_SKIPPED_FILES: Final = 20
 
 def balance(dataset: Dataset) -> Table:
     """How many pictures each label has, and what for."""
-    table = Table(title=f"{dataset.name}: {len(dataset.labels)} labels")
+    table = Table(title=escape(f"{dataset.name}: {len(dataset.labels)} labels"))
     table.add_column("label")
     parts = {
         "train": dataset.train,
@@ -34,7 +35,8 @@ def balance(dataset: Dataset) -> Table:
     shown = set(order if len(order) <= MAX_LABEL_ROWS else _ends(order))
     for index, (label, of_label) in enumerate(zip(dataset.labels, counts, strict=True)):
         if index in shown:
-            table.add_row(label, *_numbers(of_label), f"{sum(of_label) / total:.1%}")
+            share = f"{sum(of_label) / total:.1%}"
+            table.add_row(escape(label), *_numbers(of_label), share)
     if len(shown) < len(counts):
         table.caption = f"the rarest and the most frequent of {len(counts)} labels"
     table.add_section()
@@ -56,14 +58,15 @@ def accuracy_by_label(accuracies: Sequence[Accuracy]) -> Table:
     table = Table(title="accuracy by label")
     table.add_column("label")
     for accuracy in accuracies:
-        table.add_column(accuracy.data, justify="right")
+        table.add_column(escape(accuracy.data), justify="right")
     worst_first = sorted(
         accuracies[0].labels, key=lambda label: min(_of(label, accuracies))
     )
     shown = set(worst_first[:MAX_LABEL_ROWS])
     for label in accuracies[0].labels:
         if label in shown:
-            table.add_row(label, *(f"{share:.1%}" for share in _of(label, accuracies)))
+            shares = (f"{share:.1%}" for share in _of(label, accuracies))
+            table.add_row(escape(label), *shares)
     if len(worst_first) > MAX_LABEL_ROWS:
         table.caption = f"the {MAX_LABEL_ROWS} worst of {len(worst_first)} labels"
     return table
@@ -73,7 +76,7 @@ def built(card: ModelCard, path: Path, *, seconds: float) -> Table:
     """What a build made, and how well."""
     table = Table(title=f"{card.name} version {card.version}", show_header=False)
     for row in _facts(card, path):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     table.add_row("build time", f"{seconds:.0f} s")
     return table
 
@@ -95,7 +98,7 @@ def _facts(card: ModelCard, path: Path) -> Iterator[tuple[str, str]]:
 
 def describe_input(image_input: ImageInput) -> str:
     """An image input in a few words."""
-    size = f"{image_input.height}×{image_input.width}"
+    size = f"{image_input.height}x{image_input.width}"
     return f"{size}, {image_input.colour_order}, {image_input.resize}"
 
 

@@ -1,21 +1,25 @@
 """The network that a build is about, and its data: made here, or imported."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import keras
 from rich.console import Console
 
 from models import importing, precision, report
 from models.architectures import Architecture, named
-from models.card import FloatPrecision, ImageInput
+from models.card import FloatPrecision, ImageInput, ModelCard
 from models.datasets import DIGIT_SHAPE, Dataset, digits
 from models.export import Interface, predict_with
 from models.folders import channels_of, folder
 from models.labels import numbers, read_labels
 from models.plan import DEFAULT_ARCHITECTURE, DIGITS, Plan, WrongPlan
 from models.tasks import Classification, Comparison, Predict, Task
+
+VALIDATION_SHARE: Final = 0.15
+SHOWN_LABELS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,13 +67,14 @@ def made(plan: Plan, console: Console) -> Subject:
     inputs = tuple(
         _image_input(name, options.image_shape, plan) for name in architecture.inputs
     )
+    try:
+        architecture.check_size(options)
+    except ValueError as error:
+        raise WrongPlan(f"--size: {error}") from error
     dataset = None if plan.untrained else _dataset(plan, inputs[0], console)
     labels = numbers(options.classes) if dataset is None else dataset.labels
     options = options.changed(classes=len(labels))
-    try:
-        network = architecture.build(options)
-    except ValueError as error:
-        raise WrongPlan(f"--size: {error}") from error
+    network = architecture.build(options)
 
     def in_precision(wanted: FloatPrecision) -> keras.Model:
         other = architecture.build(options, precision=wanted)
@@ -98,10 +103,13 @@ def imported(plan: Plan, source: Path, console: Console) -> Subject:
         WrongPlan: The labels are not those of the model.
         UnusableFolder: The data set's directory is none.
     """
+    card = ModelCard.read(source)  # where it is one of our own versions
+    if card is not None and card.image_input is not None:
+        plan = replace(plan, resize=plan.resize or card.image_input.resize)
     model = importing.read(source, preprocess=plan.preprocess or "none", size=plan.size)
     image_input = _image_input("images", model.image_shape, plan)
     dataset = None if plan.dataset is None else _dataset(plan, image_input, console)
-    labels, dataset = _labelled(plan, model.classes, dataset)
+    labels, dataset = _labelled(plan, model.classes, dataset, card)
     interface = Interface(inputs=(image_input,), outputs=model.outputs)
     (scored, *_) = (o.name for o in model.outputs if o.role != "other")
     return Subject(
@@ -140,7 +148,7 @@ def _image_input(name: str, shape: tuple[int, int, int], plan: Plan) -> ImageInp
             "height": height,
             "width": width,
             "channels": channels,
-            "resize": plan.resize,
+            "resize": plan.resize or "stretch",
             "colour_order": "grey" if channels == 1 else "rgb",
         }
     )
@@ -152,8 +160,9 @@ def _dataset(plan: Plan, image_input: ImageInput, console: Console) -> Dataset:
     dataset = folder(
         Path(plan.dataset),
         image_input,
-        validation_share=plan.validation_share,
+        validation_share=plan.validation_share or VALIDATION_SHARE,
         seed=plan.seed,
+        console=console,
     )
     for line in report.skipped(dataset):
         console.print(line, markup=False, highlight=False)
@@ -162,21 +171,25 @@ def _dataset(plan: Plan, image_input: ImageInput, console: Console) -> Dataset:
 
 
 def _labelled(
-    plan: Plan, classes: int, dataset: Dataset | None
+    plan: Plan, classes: int, dataset: Dataset | None, card: ModelCard | None
 ) -> tuple[tuple[str, ...], Dataset | None]:
-    """The labels from their file, else from the data set, else numbers.
+    """The labels from their file, else its card, else the data set, else numbers.
 
     A data set's labels are in alphabetical order, a model's in any.
     """
     if plan.labels is not None:
         labels = read_labels(plan.labels, classes)
+    elif card is not None and len(card.labels) == classes:
+        labels = card.labels
     else:
         labels = numbers(classes) if dataset is None else dataset.labels
     if dataset is None:
         return labels, None
+    more = ", …" if len(dataset.labels) > SHOWN_LABELS else ""
+    shown = ", ".join(dataset.labels[:SHOWN_LABELS]) + more
     if len(labels) != classes or set(labels) != set(dataset.labels):
         raise WrongPlan(
-            f"--dataset: its labels ({', '.join(dataset.labels[:5])}, …) are not the "
-            f"{classes} of the model; name those in order with --labels FILE"
+            f"--dataset: its labels ({shown}) are not those of the model "
+            f"({classes} classes); name these in order with --labels FILE"
         )
     return labels, dataset.with_labels(labels)

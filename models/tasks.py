@@ -155,15 +155,23 @@ class Comparison(Task):
 
 
 def _partners(classes: Labels, indices: Labels, random: np.random.Generator) -> Labels:
-    """For each image another: with even odds one of its own label, or of any other."""
+    """For each image another: with even odds one of its own label, or of any other.
+
+    An only child of its label gets one of another.
+    """
     own = classes[indices]
     wants_same = random.random(len(indices)) < 1 / 2
     partners = np.empty_like(indices)
     for label in np.unique(own):
-        is_label = classes == label
-        for wanted, pool in ((True, is_label), (False, ~is_label)):
-            chosen = (own == label) & (wants_same == wanted)
-            partners[chosen] = random.choice(np.flatnonzero(pool), chosen.sum())
+        same = np.flatnonzero(classes == label)
+        others = np.flatnonzero(classes != label)
+        matched = (own == label) & wants_same & (len(same) > 1)
+        unmatched = (own == label) & ~matched
+        # Some steps further round the circle of its label: never itself.
+        places = np.searchsorted(same, indices[matched])
+        steps = random.integers(1, max(2, len(same)), matched.sum())
+        partners[matched] = same[(places + steps) % len(same)]
+        partners[unmatched] = random.choice(others, unmatched.sum())
     return partners
 
 

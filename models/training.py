@@ -1,5 +1,6 @@
 """Trains a network on a data set: with a progress bar, and until it gets no better."""
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from rich.progress import (
 )
 
 from models.augmentation import distortion
+from models.card import Training
 from models.charts import Epoch
 from models.datasets import Dataset, Split
 from models.tasks import BATCH_SIZE, Task
@@ -59,6 +61,17 @@ class History:
     best_epoch: int
     interrupted: bool
 
+    def describe(self) -> Training:
+        """What the card keeps of it."""
+        best = self.epochs[self.best_epoch - 1]
+        return Training(
+            epochs=len(self.epochs),
+            best_epoch=self.best_epoch,
+            validation_loss=best.validation_loss,
+            validation_accuracy=best.validation_accuracy,
+            interrupted=self.interrupted,
+        )
+
 
 def train(
     network: keras.Model, task: Task, dataset: Dataset, schedule: Schedule
@@ -73,6 +86,9 @@ def train(
         task: What it learns.
         dataset: The held-out part is not looked at.
         schedule: How long and how fast.
+
+    Raises:
+        Diverged: The learning rate was too high.
     """
     batch_size = min(BATCH_SIZE, len(dataset.train))
     steps = len(dataset.train) // batch_size  # an epoch
@@ -91,7 +107,8 @@ def train(
         stopping = keras.callbacks.EarlyStopping(
             patience=schedule.patience_epochs, restore_best_weights=True
         )
-        with _interruptible(network, progress.console) as was_interrupted:
+        with _interruptible(progress.console) as was_interrupted:
+            recorder.should_stop = was_interrupted
             network.fit(
                 batches.endless(dataset, batch_size, seed=schedule.seed),
                 epochs=schedule.epochs,
@@ -101,11 +118,21 @@ def train(
                 verbose=0,
                 callbacks=[recorder, stopping],
             )
+    kept = recorder.epochs[stopping.best_epoch :][:1]
+    if not all(math.isfinite(epoch.validation_loss) for epoch in kept):
+        raise Diverged(
+            f"the training diverged in epoch {len(recorder.epochs)}: its loss is no "
+            f"number; choose a --learning-rate below {schedule.learning_rate:g}"
+        )
     return History(
         epochs=recorder.epochs,
         best_epoch=stopping.best_epoch + 1,
         interrupted=was_interrupted(),
     )
+
+
+class Diverged(Exception):
+    """The loss has become no number: nothing was learned."""
 
 
 class _Batches:
@@ -200,16 +227,13 @@ def _compile(network: keras.Model, task: Task, schedule: Schedule, steps: int) -
 
 
 @contextmanager
-def _interruptible(
-    network: keras.Model, console: Console
-) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into the end of the training."""
+def _interruptible(console: Console) -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed; the second time it does what it always does."""
     interrupted = threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)
         interrupted.set()
-        network.stop_training = True
         console.print("ending the training; the best weights so far are kept")
 
     if threading.current_thread() is not threading.main_thread():
@@ -230,6 +254,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
     ) -> None:
         super().__init__()
         self.epochs: list[Epoch] = []
+        self.should_stop: Callable[[], bool] = lambda: False
         several = len(task.outputs) > 1
         self._accuracy = f"{task.outputs[0]}_accuracy" if several else "accuracy"
         self._progress = progress
@@ -246,7 +271,10 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]  # Keras is unt
         self._progress.update(self._bar, epoch=epoch + 1)
 
     def on_train_batch_end(self, _batch: int, logs: Any = None) -> None:
-        self._progress.update(self._bar, advance=1, loss=float(logs["loss"]))
+        loss = float(logs["loss"])
+        self._progress.update(self._bar, advance=1, loss=loss)
+        if self.should_stop() or not math.isfinite(loss):
+            self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         done = Epoch(

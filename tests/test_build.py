@@ -69,6 +69,8 @@ RUNS = {
         *("build", "--from", "a_file", "--precision", "float16")
     ],
     "untrained and trained": ["build", "--untrained", "--epochs", "2"],
+    "share of the digits": [*SHORT_BUILD, "--validation-share", "0.2"],
+    "data set without a name": [*SHORT_BUILD, "--dataset", ""],
     "untrained on data": ["build", "--untrained", "--dataset", "digits"],
     "repository that is a file": [*SHORT_BUILD, "--repository", "a_file"],
     "repository below a file": [*SHORT_BUILD, "--repository", "a_file/below"],
@@ -156,6 +158,10 @@ def test_the_card_of_a_build_tells_what_was_measured(version_directory: Path) ->
     parts = (card.data.train, card.data.validation, card.data.held_out)
     assert parts == (3800, 200, 1000)
     assert card.recipe["epochs"] == 1
+    assert "validation_share" not in card.recipe
+    assert card.training is not None
+    assert (card.training.epochs, card.training.best_epoch) == (1, 1)
+    assert not card.training.interrupted
     assert card.precision == "float32"
     # One epoch teaches it something, and more would teach it more.
     assert all(0.3 < accuracy.value < 0.99 for accuracy in card.accuracy)
@@ -347,6 +353,8 @@ def test_plot_writes_a_drawing_and_says_so(
         ("import of no model", ["a_file", ".keras", ".h5", "SavedModel"]),
         ("import in half without data", ["--precision float16", "--dataset"]),
         ("untrained and trained", ["--epochs", "--untrained"]),
+        ("share of the digits", ["--validation-share", "--dataset DIR"]),
+        ("data set without a name", ["--dataset", "''"]),
         ("untrained on data", ["--dataset", "--untrained"]),
         ("name that is a path", ["--name", "'../x'", "letters, digits"]),
         ("name that is markup", ["--name", "'[/x]'"]),

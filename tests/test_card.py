@@ -22,6 +22,7 @@ from models.card import (
     Parity,
     PrecisionMeasurement,
     Preprocessing,
+    Training,
 )
 
 CARD = ModelCard(
@@ -53,6 +54,9 @@ CARD = ModelCard(
     recipe={"epochs": 3, "width": 0.5, "dataset": "pets", "untrained": False},
     data=DataSplit(
         name="pets", images={"zéro": 20}, train=14, validation=3, held_out=3
+    ),
+    training=Training(
+        epochs=9, best_epoch=7, validation_loss=0.5, validation_accuracy=0.9
     ),
     accuracy=(
         Accuracy(data="held out", samples=1000, value=0.9875, labels={"zéro": 1.0}),
@@ -188,6 +192,8 @@ def test_unknown_keys_are_refused_wherever_they_are(tmp_path: Path, path: str) -
         ("precisions.0.accuracy", 2),
         ("recipe", "default"),
         ("data.train", None),
+        ("training.best_epoch", 0),
+        ("training.validation_accuracy", 1.5),
         ("preprocessing.0.path", "training"),
         ("preprocessing.0.mean_abs_difference", nan),
         ("preprocessing.0.changed_predictions", -1),

@@ -1,6 +1,7 @@
 """Every architecture, and models from elsewhere: built, then served by the gateway."""
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 from rich.console import Console
@@ -23,6 +25,8 @@ from tests.photographs import SOURCES, write_crops
 from tests.support import BLOCKSERVE, encode, serving, started
 
 LABELS = tuple(sorted(SOURCES))
+# Starting takes less, 500 epochs many times more.
+CPU_SECONDS_IN_TRAINING = 20
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +220,42 @@ def test_a_file_of_an_old_keras_is_imported_and_served(tmp_path: Path) -> None:
     got = {p["label"]: p["probability"] for p in result["predictions"]}
     (expected,) = np.load(tmp_path / "answer.npy")
     assert [got[label] for label in card.labels] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_version_of_our_own_is_imported_with_its_labels_and_its_name(
+    every_architecture: tuple[Path, Mapping[str, ModelCard]], tmp_path: Path
+) -> None:
+    repository, _ = every_architecture
+    version = repository / "googlenet" / "1"
+    run("build", "--from", str(version), "--repository", "again", cwd=tmp_path)
+    card = ModelCard.read(tmp_path / "again" / "googlenet" / "1")
+    assert card is not None
+    assert card.labels == LABELS
+    assert card.architecture == "imported from SavedModel"
+
+
+@pytest.mark.slow
+def test_ctrl_c_publishes_the_best_weights_so_far(tmp_path: Path) -> None:
+    command = [*BLOCKSERVE, "build", "lenet", "--epochs", "500", "--patience", "500"]
+    with subprocess.Popen(
+        [*command, "--repository", str(tmp_path / "repository")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        program = psutil.Process(process.pid)
+        while program.cpu_times().user < CPU_SECONDS_IN_TRAINING:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, printed
+    assert "ending the training; the best weights so far are kept" in printed
+    card = ModelCard.read(tmp_path / "repository" / "lenet" / "1")
+    assert card is not None
+    assert card.training is not None
+    assert card.training.interrupted
+    assert 1 <= card.training.best_epoch <= card.training.epochs < 500
 
 
 @pytest.mark.slow

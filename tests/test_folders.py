@@ -1,5 +1,6 @@
 """A folder of pictures as a data set: what is read, skipped, split and refused."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_fewer_than_two_labels_are_refused(
 def test_a_label_with_too_few_files_is_named(pictures: Path) -> None:
     (pictures / "new").mkdir()
     (pictures / "new" / "0.png").write_bytes(picture(0, 0))
-    with pytest.raises(UnusableFolder, match=r"label 'new' .* has 1 files; expected"):
+    with pytest.raises(UnusableFolder, match=r"label 'new' .* has 1 pic.*; expected"):
         read(pictures)
 
 
@@ -151,8 +152,81 @@ def test_a_label_with_too_few_readable_pictures_is_named(pictures: Path) -> None
     (pictures / "new").mkdir()
     for number in range(4):
         (pictures / "new" / f"{number}.png").write_bytes(b"no picture")
-    with pytest.raises(UnusableFolder, match=r"too few pictures of 'new'.*0\.png"):
+    with pytest.raises(UnusableFolder, match=r"label 'new' .* has 0 pictures .*0\.png"):
         read(pictures)
+
+
+def test_a_damaged_picture_costs_only_itself(tmp_path: Path) -> None:
+    """Whichever it is, also where a label has just enough others."""
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            (tmp_path / label / f"{number}.png").write_bytes(picture(50, 0))
+    for number in range(4):
+        damaged = tmp_path / "a" / f"{number}.png"
+        whole = damaged.read_bytes()
+        damaged.write_bytes(b"no picture")
+        described = read(tmp_path).describe()
+        assert described.images == {"a": 3, "b": 4}
+        assert described.skipped_files == 1
+        damaged.write_bytes(whole)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8])
+def test_however_large_the_share_some_pictures_are_left_to_train_on(
+    tmp_path: Path, count: int
+) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(count):
+            (tmp_path / label / f"{number}.png").write_bytes(picture(50, 0))
+    data = read(tmp_path, share=0.49)
+    for part in (data.train, data.validation, data.held_out):
+        assert set(part.classes.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "two\nlines"])
+def test_a_folder_whose_name_is_no_text_is_refused(pictures: Path, name: str) -> None:
+    (pictures / name).mkdir()
+    with pytest.raises(UnusableFolder, match="cannot be a label"):
+        read(pictures)
+
+
+def test_labels_may_have_any_letters(pictures: Path) -> None:
+    for name in ("[red]", "日本\u3000語", "a b", "$x$"):
+        (pictures / "dark").rename(pictures / name)
+        assert name in read(pictures).labels
+        (pictures / name).rename(pictures / "dark")
+
+
+def test_pictures_that_no_disk_has_room_for_are_refused(
+    pictures: Path,
+) -> None:
+    """Before any is read: writing them would end the process."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(UnusableFolder, match=r"no room in .* TMPDIR"):
+            read(pictures)
+    finally:
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+
+def test_a_huge_picture_is_kept_in_a_size_that_fits_the_memory(pictures: Path) -> None:
+    huge = encode(np.full((2400, 3000), 40, np.uint8))
+    for number in range(10):
+        (pictures / "dark" / f"{number}.picture").write_bytes(huge)
+    sizes = [o.shape[0] * o.shape[1] for o in read(pictures).originals]
+    assert 3_900_000 < max(sizes) <= 4_000_000
+
+
+def test_a_file_too_large_to_decode_has_no_say_in_the_colours(pictures: Path) -> None:
+    """Pillow takes its header for an attack."""
+    bomb = encode(np.zeros((1, 1), np.uint8))
+    header = bomb[:16] + (60_000).to_bytes(4) * 2
+    (pictures / "dark" / "0.picture").write_bytes(header + bomb[24:])
+    assert channels_of(pictures) == 3
+    assert len(read(pictures).skipped) == 1
 
 
 def test_a_folder_of_grey_pictures_is_told_from_one_with_colours(

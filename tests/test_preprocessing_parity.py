@@ -426,15 +426,22 @@ def test_as_many_changed_predictions_as_allowed_pass() -> None:
     check(ROWS, max_changed_percent=5)
 
 
+def test_predictions_that_a_rounding_changes_were_ties() -> None:
+    rounded = [r.model_copy(update={"max_abs_difference": 1}) for r in ROWS]
+    check(rounded, max_changed_percent=0)
+    with pytest.raises(PreprocessingMismatch):
+        check([*rounded[:3], ROWS[2]], max_changed_percent=0)
+
+
 def test_more_changed_predictions_than_allowed_name_the_path_and_the_worst_files() -> (
     None
 ):
     with pytest.raises(PreprocessingMismatch) as caught:
         check(ROWS, max_changed_percent=4.9)
     assert str(caught.value) == (
-        "images read by the gateway change 5 of 100 predictions (5.0%, and at most "
-        "4.9% may); the most with 'cmyk': 4 of 50, where pixels (0 to 255) differ by "
-        "0.25 in the mean and by 7 at most"
+        "images read by the gateway change 5 of 100 predictions (5.0%, and "
+        "--max-changed-predictions allows 4.9%); the most with 'cmyk': 4 of 50, where "
+        "pixels (0 to 255) differ by 0.25 in the mean and by 7 at most"
     )
 
 

@@ -136,6 +136,33 @@ def test_the_pairs_to_measure_with_are_the_same_each_time() -> None:
     assert seen == first
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_image_is_compared_with_itself(seed: int) -> None:
+    """Not even the only one of its label, which gets one of another label."""
+    classes = np.array([0, 1, 0, 2, 1, 0, 1])
+    split = Split(images=pixels_of(list(range(7))), classes=classes)
+    indices = np.arange(7)
+    random = np.random.default_rng(seed)
+    images, targets = Comparison().batch(split, indices, 3, random)
+    right = images["right"][:, 0, 0, 0]
+    assert (right != indices).all()
+    np.testing.assert_array_equal(
+        targets["same"][:, 0], classes[right] == classes[indices]
+    )
+    assert targets["same"][3] == 0
+
+
+def test_all_images_of_a_label_can_be_partners() -> None:
+    classes = np.array([0, 1, 0, 0, 1, 0])
+    split = Split(images=pixels_of(list(range(6))), classes=classes)
+    random = np.random.default_rng(0)
+    seen = set()
+    for _ in range(100):
+        images, _targets = Comparison().batch(split, np.array([2]), 2, random)
+        seen.add(int(images["right"][0, 0, 0, 0]))
+    assert seen == {0, 1, 3, 4, 5}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_pair_has_the_targets_of_its_images(seed: int) -> None:
     classes = np.array([0, 0, 1, 1, 2, 2])

@@ -15,7 +15,7 @@ from keras import layers
 
 from models.datasets import Dataset, Split, inverted
 from models.tasks import Classification, Comparison, Task
-from models.training import History, Schedule, train
+from models.training import Diverged, History, Schedule, train
 
 Array = np.ndarray[Any, Any]
 Batch = tuple[Array, Array]
@@ -315,6 +315,31 @@ def test_ctrl_c_ends_the_training_and_keeps_what_was_learned() -> None:
     assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
     assert "ending the training; the best weights so far are kept" in output.getvalue()
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_before_the_first_step_ends_the_training_after_it() -> None:
+    """Keras forgets what it is told before."""
+    with redirect_stdout(io.StringIO()):
+        history = train(
+            tiny_model(),
+            Interrupting(1),
+            bars(1024),
+            Schedule(epochs=50, patience_epochs=50),
+        )
+    assert history.interrupted
+    assert len(history.epochs) == 1
+    assert history.describe().interrupted
+
+
+def test_a_training_that_diverges_says_so_at_once() -> None:
+    output = io.StringIO()
+    with redirect_stdout(output), pytest.raises(Diverged, match="--learning-rate"):
+        train(
+            tiny_model(),
+            Classification(),
+            bars(512),
+            Schedule(epochs=50, learning_rate=1e38),
+        )
 
 
 def test_a_second_ctrl_c_ends_the_program() -> None:

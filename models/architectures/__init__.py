@@ -73,7 +73,7 @@ class Architecture:
         Raises:
             ValueError: An image of this size would vanish on its way.
         """
-        self._check_size(options)
+        self.check_size(options)
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision)
         try:
@@ -87,7 +87,7 @@ class Architecture:
         Raises:
             ValueError: An image of this size would vanish on its way.
         """
-        self._check_size(options)
+        self.check_size(options)
 
         def make() -> keras.Model:
             with keras.StatelessScope(initialize_variables=False):
@@ -98,7 +98,8 @@ class Architecture:
         with ThreadPoolExecutor(max_workers=1) as thread:
             return thread.submit(make).result()
 
-    def _check_size(self, options: Options) -> None:
+    def check_size(self, options: Options) -> None:
+        """Raise ValueError where an image of this size would vanish on its way."""
         height, width, _ = options.image_shape
         if min(height, width) < self.smallest_side:
             raise ValueError(

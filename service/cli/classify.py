@@ -7,6 +7,7 @@ from urllib.parse import quote
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from service.errors import BlockserveError
@@ -66,7 +67,7 @@ def classify(
                 failures.append(f"{file}: {error.message}")
             else:
                 cells = (f"{p['label']}  {p['probability']:.1%}" for p in predictions)
-                table.add_row(str(file), *cells)
+                table.add_row(*map(escape, (str(file), *cells)))
     if table.rows:
         Console().print(table)
     if failures:
