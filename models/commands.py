@@ -20,7 +20,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from models.card import Precision, Resize
+from models.card import CardError, Precision, Resize
 from models.native import silenced
 from models.plan import DEFAULT_ARCHITECTURE, DIGITS, Plan, Preprocess, WrongPlan
 
@@ -162,7 +162,7 @@ def build(
     from models.training import Diverged
 
     console = _console()
-    refusals = (WrongPlan, UnknownArchitecture, UnusableFolder, ImportFailed)
+    refusals = (WrongPlan, UnknownArchitecture, UnusableFolder, ImportFailed, CardError)
     failures = (Diverged, ParityError, PrecisionError, PreprocessingMismatch)
     try:
         path, card = run(plan, name=name, repository=repository, console=console)

@@ -100,10 +100,12 @@ def imported(plan: Plan, source: Path, console: Console) -> Subject:
 
     Raises:
         ImportFailed: It cannot be read, or is no classifier of single images.
+        CardError: The card beside it cannot be read.
         WrongPlan: The labels are not those of the model.
         UnusableFolder: The data set's directory is none.
     """
-    card = ModelCard.read(source)  # where it is one of our own versions
+    # Where it is a version of our own.
+    card = ModelCard.read(source) if source.is_dir() else None
     if card is not None and card.image_input is not None:
         plan = replace(plan, resize=plan.resize or card.image_input.resize)
     model = importing.read(source, preprocess=plan.preprocess or "none", size=plan.size)

@@ -355,7 +355,7 @@ def test_the_table_compares_with_float32() -> None:
         "engine": ["openvino"] * 3,
         "size": ["1.5 MB"] * 3,
         "images/s": ["1,000", "3,456", "1,000"],
-        "speed": ["1.00×", "3.46×", "1.00×"],
+        "speed": ["1.00x", "3.46x", "1.00x"],
         "accuracy": ["97.50%", "97.31%", "-"],
         "difference": ["+0.00 points", "-0.19 points", "-"],
     }
