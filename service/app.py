@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.types import ASGIApp
 
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
@@ -45,13 +46,26 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    # First in the list, first to be tried: the hot path is matched at once.
-    app.router.routes[:0] = classify.routes(gateway)
+    endpoint = classify.ClassifyEndpoint(gateway)
+    app.router.routes[:0] = classify.routes(endpoint)
     app.include_router(operations.router(gateway))
     app.include_router(models.router(gateway))
     errors.install(app)
     openapi.document(app)
-    if gateway.settings.token is not None:
-        token = gateway.settings.token.get_secret_value()
-        app.add_middleware(RequireToken, token=token)
+    _put_outermost(app, endpoint, gateway.settings)
     return app
+
+
+def _put_outermost(
+    app: FastAPI, endpoint: classify.ClassifyEndpoint, settings: Settings
+) -> None:
+    """Let the hot path pass by FastAPI's own middleware, and nothing by the token."""
+    build = app.build_middleware_stack
+
+    def build_middleware_stack() -> ASGIApp:
+        stack: ASGIApp = classify.Shortcut(build(), endpoint)
+        if settings.token is None:
+            return stack
+        return RequireToken(stack, token=settings.token.get_secret_value())
+
+    app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]

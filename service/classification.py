@@ -4,18 +4,20 @@ import asyncio
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from models.card import ImageInput, ModelCard
 from service import imaging
+from service.batching import Priority
 from service.errors import (
     BlockserveError,
     DeadlineExceeded,
     InvalidRequest,
-    Overloaded,
     TooLarge,
 )
 from service.metrics import RequestScope
@@ -23,6 +25,8 @@ from service.repository import Repository
 from service.served_version import ServedVersion
 from service.settings import Settings
 from service.tensors import Array, Signature
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,29 +38,38 @@ class Target:
     label: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """One class of the model and how probable it is for an image."""
-
-    label: str
-    index: int
-    probability: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a model says of one image, most probable class first."""
-
-    predictions: Sequence[Prediction]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Classification:
-    """What a model version says of each image."""
+    """What a model version says of each image, most probable class first.
+
+    Attributes:
+        model: Its name.
+        version: Its number.
+        labels: Names of the classes by index; those beyond have their index for a name.
+        indices: Classes, `int64[images, top_k]`.
+        probabilities: How probable each is, `float[images, top_k]`.
+    """
 
     model: str
     version: int
-    results: Sequence[Result]
+    labels: Sequence[str]
+    indices: Array
+    probabilities: Array
+
+    def label(self, index: int) -> str:
+        """The name of a class."""
+        return self.labels[index] if index < len(self.labels) else str(index)
+
+
+class Caller(Protocol):
+    """Who waits for an answer, and may stop waiting."""
+
+    async def unless_gone(self, work: asyncio.Future[T]) -> T:
+        """Wait for the work; cancel it when the caller goes away.
+
+        Raises:
+            ClientDisconnected: The caller went away.
+        """
 
 
 class Classifier:
@@ -66,7 +79,17 @@ class Classifier:
         self._settings = settings
         self._repository = repository
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
-        self._decoding = 0  # requests whose images are in those threads
+
+    def check(self, target: Target, *, deadline: float, priority: Priority) -> None:
+        """Refuse a request that need not be read further; see `classify`.
+
+        Raises:
+            BlockserveError: As `classify` would.
+        """
+        with self._lease(target) as served:
+            signature, _ = _image_signature(served)
+            batcher = served.batchers[signature.name]
+            batcher.check(rows=1, deadline=deadline, priority=priority)
 
     async def classify(
         self,
@@ -75,6 +98,8 @@ class Classifier:
         target: Target,
         top_k: int | None,
         deadline: float,
+        priority: Priority,
+        caller: Caller,
         scope: RequestScope,
     ) -> Classification:
         """Classify encoded images, all in one batch.
@@ -84,34 +109,55 @@ class Classifier:
             target: The model that answers.
             top_k: Predictions wanted for each image; more than there are classes gives
                 all of them, `None` the number from the settings.
-            deadline: Moment on the event loop's clock, in seconds.
+            deadline: Moment of `time.monotonic`, in seconds.
+            priority: Whose turn it is.
+            caller: Who waits.
             scope: Told which version answers.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
         self._check(images, top_k)
-        with self._repository.lease(
-            target.name, version=target.version, label=target.label
-        ) as served:
+        with self._lease(target) as served:
             scope.resolved(served.name, served.version)
             signature, image_input = _image_signature(served)
-            rows = await self._decode(images, image_input, served, deadline)
-            tensors = {image_input.tensor: rows}
-            outputs = await served.batchers[signature.name].submit(
-                tensors, rows=signature.validate(tensors), deadline=deadline
-            )
+            batcher = served.batchers[signature.name]
+            started = perf_counter()
+            with batcher.admit(
+                rows=len(images), deadline=deadline, priority=priority
+            ) as place:
+                if len(images) == 1 and not imaging.is_slow(images[0]):
+                    instance = self._decode(images[0], image_input)
+                    rows = instance[None].astype(image_input.dtype, copy=False)
+                else:
+                    rows = await caller.unless_gone(
+                        asyncio.ensure_future(
+                            self._decode_in_threads(images, image_input, deadline)
+                        )
+                    )
+                served.metrics.decode_seconds.observe(perf_counter() - started)
+                outputs = await caller.unless_gone(
+                    place.submit({image_input.tensor: rows})
+                )
+        scores = _probabilities(served.card, outputs)
+        indices = np.argsort(-scores, axis=1, kind="stable")
+        indices = indices[:, : top_k or self._settings.top_k]
         return Classification(
             model=served.name,
             version=served.version,
-            results=_top_predictions(
-                served.card, outputs, top_k or self._settings.top_k
-            ),
+            labels=served.card.labels,
+            indices=indices,
+            probabilities=scores[np.arange(len(scores))[:, None], indices],
         )
 
     def close(self) -> None:
         """End the decoding threads."""
         self._decoders.shutdown()
+
+    def _lease(self, target: Target) -> AbstractContextManager[ServedVersion]:
+        return self._repository.lease(
+            target.name, version=target.version, label=target.label
+        )
 
     def _check(self, images: Sequence[bytes], top_k: int | None) -> None:
         if not images:
@@ -125,58 +171,35 @@ class Classifier:
         if top_k is not None and top_k < 1:
             raise InvalidRequest(f"top_k must be at least 1, got {top_k}")
 
-    async def _decode(
-        self,
-        images: Sequence[bytes],
-        image_input: ImageInput,
-        served: ServedVersion,
-        deadline: float,
-    ) -> Array:
-        """Decode to `dtype[len(images), H, W, C]`; long work leaves the event loop."""
-        started = perf_counter()
-        if len(images) == 1 and not imaging.is_slow(images[0]):
-            rows = [self._decode_one(images[0], image_input)]
-        else:
-            rows = await self._decode_in_threads(images, image_input, deadline)
-        served.metrics.decode_seconds.observe(perf_counter() - started)
-        batch: Array = rows[0][None] if len(rows) == 1 else np.stack(rows)
-        return batch.astype(image_input.dtype, copy=False)
-
     async def _decode_in_threads(
         self, images: Sequence[bytes], image_input: ImageInput, deadline: float
-    ) -> list[Array]:
-        limit = self._settings.max_queue_depth
-        if self._decoding >= limit:
-            raise Overloaded(f"{limit} requests are being decoded; try again later")
+    ) -> Array:
+        """Decode to `dtype[len(images), H, W, C]`, each image into its place."""
         loop = asyncio.get_running_loop()
-        several = len(images) > 1
+        rows = np.empty((len(images), *image_input.shape), image_input.dtype)
+
+        def decode(index: int) -> None:
+            which = f"image {index}: " if len(images) > 1 else ""
+            rows[index] = self._decode(images[index], image_input, which)
+
         jobs = [
-            loop.run_in_executor(
-                self._decoders,
-                self._decode_one,
-                image,
-                image_input,
-                f"image {index}: " if several else "",
-            )
-            for index, image in enumerate(images)
+            loop.run_in_executor(self._decoders, decode, index)
+            for index in range(len(images))
         ]
-        self._decoding += 1
         try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.gather(*jobs)
+            async with asyncio.timeout(deadline - monotonic()):
+                await asyncio.gather(*jobs)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the request's time ran out while its images were decoded; allow more "
                 "time, or send fewer or smaller images"
             ) from error
         finally:
-            self._decoding -= 1
             for job in jobs:
                 job.cancel()  # those that have not begun cost nothing
+        return rows
 
-    def _decode_one(
-        self, data: bytes, image_input: ImageInput, which: str = ""
-    ) -> Array:
+    def _decode(self, data: bytes, image_input: ImageInput, which: str = "") -> Array:
         limit = self._settings.max_image_pixels
         try:
             return imaging.decode(data, image_input, max_pixels=limit)
@@ -197,29 +220,6 @@ def _image_signature(served: ServedVersion) -> tuple[Signature, ImageInput]:
         "classify with",
         code="not_an_image_model",
     )
-
-
-def _top_predictions(
-    card: ModelCard, outputs: dict[str, Array], top_k: int
-) -> list[Result]:
-    scores = _probabilities(card, outputs)
-    top = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    best = np.take_along_axis(scores, top, axis=1)
-    return [
-        Result(
-            predictions=[
-                Prediction(
-                    label=_label(card, index), index=index, probability=probability
-                )
-                for index, probability in zip(indices, probabilities, strict=True)
-            ]
-        )
-        for indices, probabilities in zip(top.tolist(), best.tolist(), strict=True)
-    ]
-
-
-def _label(card: ModelCard, index: int) -> str:
-    return card.labels[index] if index < len(card.labels) else str(index)
 
 
 def _probabilities(card: ModelCard, outputs: dict[str, Array]) -> Array:

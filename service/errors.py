@@ -9,7 +9,7 @@ BlockserveError
 ├── NotFound                     no such model, version, label or signature
 ├── Unavailable                  the same request may succeed later
 │   ├── ModelNotReady            known, but no version of it is serving
-│   ├── Overloaded               the queue is full
+│   ├── Overloaded               the queue is full, or too long for the deadline
 │   └── Draining                 the process is shutting down
 ├── ClientDisconnected           the caller went away and will read no answer
 ├── DeadlineExceeded             the caller's time ran out
@@ -80,8 +80,14 @@ class Unavailable(BlockserveError):
 
     code = "unavailable"
 
-    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        retry_after_seconds: float = 1.0,
+    ) -> None:
+        super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -92,7 +98,7 @@ class ModelNotReady(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """The queue is full."""
+    """The queue is full, or longer than the request's deadline allows."""
 
     code = "overloaded"
 

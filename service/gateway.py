@@ -1,8 +1,8 @@
 """The gateway without a protocol: what HTTP and gRPC share, started and ended once."""
 
-import asyncio
 import logging
 from collections.abc import Callable
+from time import monotonic
 
 from service.classification import Classifier
 from service.errors import Draining
@@ -39,7 +39,7 @@ class Gateway:
         self._listeners.append(listener)
 
     def deadline(self, timeout_seconds: float | None) -> float:
-        """The moment on the event loop's clock at which a request's time is up.
+        """The moment of `time.monotonic` at which a request's time is up.
 
         Args:
             timeout_seconds: What the client asked for; `None` gives the default.
@@ -47,7 +47,7 @@ class Gateway:
         settings = self.settings
         timeout = timeout_seconds or settings.request_timeout_seconds
         allowed = min(timeout, settings.max_request_timeout_seconds)
-        return asyncio.get_running_loop().time() + allowed
+        return monotonic() + allowed
 
     def admit(self) -> None:
         """Check that new work is taken.

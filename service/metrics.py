@@ -5,11 +5,11 @@ the number of time series is bounded.
 """
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Final, Literal, get_args
+from types import TracebackType
+from typing import Final, Literal, Self, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -47,19 +47,51 @@ class VersionMetrics:
     queue_seconds: Histogram
     inference_seconds: Histogram
     batch_size_rows: Histogram
+    dispatcher_crashes: Counter
 
 
-@dataclass(slots=True)
 class RequestScope:
-    """What is known of a request when it ends; filled in on the way."""
+    """Counts and times one request as a context manager; see `Metrics.request`."""
 
-    model: str = UNRESOLVED
-    version: str = UNRESOLVED
+    __slots__ = ("_metrics", "_protocol", "_started", "model", "version")
+
+    def __init__(self, metrics: "Metrics", protocol: Protocol) -> None:
+        self._metrics = metrics
+        self._protocol = protocol
+        self.model = UNRESOLVED
+        self.version = UNRESOLVED
 
     def resolved(self, model: str, version: int) -> None:
         """Say which loaded version answers."""
         self.model = model
         self.version = str(version)
+
+    def __enter__(self) -> Self:
+        self._metrics.in_flight[self._protocol].inc()
+        self._started = perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        seconds = perf_counter() - self._started
+        key = (self._protocol, self.model, self.version)
+        metrics = self._metrics
+        metrics.in_flight[self._protocol].dec()
+        if error is not None:
+            metrics.errors_total.labels(*key, _kind_of(error)).inc()
+        total, duration = metrics.answered(key)
+        total.inc()
+        duration.observe(seconds)
+
+
+def _kind_of(error: BaseException) -> str:
+    if isinstance(error, BlockserveError):
+        return error.kind
+    return ClientDisconnected.code if isinstance(error, CancelledError) else "internal"
 
 
 class Metrics:
@@ -111,7 +143,13 @@ class Metrics:
         )
         self.queue_depth = Gauge(
             "blockserve_queue_depth_requests",
-            "Requests that wait for an engine slot.",
+            "Requests that wait for an engine slot or are being decoded.",
+            version,
+            registry=self.registry,
+        )
+        self.dispatcher_crashes_total = Counter(
+            "blockserve_dispatcher_crashes_total",
+            "Times that dispatching failed; the version refuses requests since.",
             version,
             registry=self.registry,
         )
@@ -121,8 +159,8 @@ class Metrics:
             registry=self.registry,
         )
         # Looking a child up by its labels costs more than counting does.
-        self._requests: dict[tuple[Protocol, str, str], tuple[Counter, Histogram]] = {}
-        self._in_flight = {
+        self._answered: dict[tuple[Protocol, str, str], tuple[Counter, Histogram]] = {}
+        self.in_flight = {
             protocol: self.requests_in_flight.labels(protocol)
             for protocol in get_args(Protocol)
         }
@@ -138,6 +176,7 @@ class Metrics:
             queue_seconds=self.stage_duration_seconds.labels(*labels, "queue"),
             inference_seconds=self.stage_duration_seconds.labels(*labels, "inference"),
             batch_size_rows=self.batch_size_rows.labels(*labels),
+            dispatcher_crashes=self.dispatcher_crashes_total.labels(*labels),
         )
 
     def forget(self, model: str, version: int) -> None:
@@ -150,40 +189,36 @@ class Metrics:
             self.stage_duration_seconds,
             self.batch_size_rows,
             self.queue_depth,
+            self.dispatcher_crashes_total,
         ):
             metric.remove_by_labels(labels)
         for protocol in get_args(Protocol):
-            self._requests.pop((protocol, model, str(version)), None)
+            self._answered.pop((protocol, model, str(version)), None)
 
-    @contextmanager
-    def request(self, protocol: Protocol) -> Iterator[RequestScope]:
+    def request(self, protocol: Protocol) -> RequestScope:
         """Count and time one request; errors that pass through are counted by code."""
-        in_flight = self._in_flight[protocol]
-        in_flight.inc()
-        scope = RequestScope()
-        started = perf_counter()
-        try:
-            yield scope
-        except BaseException as error:
-            kind = error.kind if isinstance(error, BlockserveError) else "internal"
-            if isinstance(error, CancelledError):
-                kind = ClientDisconnected.code
-            self.errors_total.labels(protocol, scope.model, scope.version, kind).inc()
-            raise
-        finally:
-            in_flight.dec()
-            key = (protocol, scope.model, scope.version)
-            children = self._requests.get(key)
-            if children is None:
-                children = self._requests[key] = (
-                    self.requests_total.labels(*key),
-                    self.request_duration_seconds.labels(*key),
-                )
-            total, duration = children
-            total.inc()
-            duration.observe(perf_counter() - started)
+        return RequestScope(self, protocol)
+
+    def answered(self, key: tuple[Protocol, str, str]) -> tuple[Counter, Histogram]:
+        """Count and duration of requests of a protocol, a model and a version."""
+        series = self._answered.get(key)
+        if series is None:
+            series = self._answered[key] = (
+                self.requests_total.labels(*key),
+                self.request_duration_seconds.labels(*key),
+            )
+        return series
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition for a scraper's `Accept` header, and its content type."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        """The exposition of this process; see `render`."""
+        return render(self.registry, accept)
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """What `/metrics` answers: as `render`, or for all processes that serve."""
+        return self.render(accept)
+
+
+def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The exposition for a scraper's `Accept` header, and its content type."""
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type

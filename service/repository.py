@@ -8,8 +8,8 @@ latest good one goes on serving.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from watchfiles import awatch
 
 from models.card import CardError, ModelCard
 from service import engines
+from service.batching import Processor
 from service.errors import (
     InvalidRequest,
     ModelNotReady,
@@ -28,11 +29,14 @@ from service.errors import (
 from service.metrics import Metrics
 from service.served_version import ServedVersion, infer_card
 from service.settings import Settings
+from service.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
 # Where the file system sends no events (network volumes), this is how often we look.
 RESCAN_MILLISECONDS: Final = 5_000
+# With one, a model whose batches are short would wait for those of one whose are long.
+LEAST_SHARED_SLOTS: Final = 2
 
 
 class VersionState(StrEnum):
@@ -95,7 +99,10 @@ class Repository:
         self._settings = settings
         self._metrics = metrics
         self._on_change = on_change
+        self._processor = Processor(_processor_slots(settings))
         self._models: dict[str, Model] = {}
+        # What nearly every request asks for; `None` is a request that names no model.
+        self._latest: dict[str | None, ServedVersion] = {}
         self._reconciling = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,15 +162,14 @@ class Repository:
                     self._unload(version)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @contextmanager
     def lease(
         self,
         name: str | None = None,
         *,
         version: int | None = None,
         label: str | None = None,
-    ) -> Iterator[ServedVersion]:
-        """The version that answers a request, kept loaded until the block ends.
+    ) -> AbstractContextManager[ServedVersion]:
+        """The version that answers a request, kept loaded while a block lasts.
 
         Args:
             name: The model; `None` means the default model, or the only one.
@@ -175,11 +181,14 @@ class Repository:
             NotFound: No such model, version or label.
             ModelNotReady: It exists, but does not serve at this moment.
         """
+        if version is None and label is None:
+            latest = self._latest.get(name)
+            if latest is not None:
+                return latest
         model = self.model(name)
         if label is not None:
             version = self._labelled(model, label)
-        with _pick(model, version).lease() as served:
-            yield served
+        return _pick(model, version)
 
     async def reconcile(self) -> None:
         """Load and unload until what serves is what the directory asks for."""
@@ -271,14 +280,19 @@ class Repository:
                     name,
                     version.number,
                 )
+            curves = {
+                signature.name: await warm_up(engine, signature, settings)
+                for signature in engine.signatures.values()
+            }
             served = ServedVersion(
                 card=card.model_copy(update={"name": name, "version": version.number}),
                 engine=engine,
+                curves=curves,
+                processor=self._processor,
                 metrics=self._metrics,
                 settings=settings,
                 on_crash=self._on_change,
             )
-            await served.warm_up(max_batch_size=settings.max_batch_size)
         except BaseException:
             engine.close()
             self._metrics.forget(name, version.number)
@@ -334,7 +348,21 @@ class Repository:
 
     def _enter(self, version: Version, state: VersionState) -> None:
         version.state = state
+        self._latest = self._find_latest()
         self._on_change()
+
+    def _find_latest(self) -> dict[str | None, ServedVersion]:
+        latest: dict[str | None, ServedVersion] = {
+            name: model.available[0]
+            for name, model in self._models.items()
+            if model.available
+        }
+        default = self._settings.default_model
+        if default is None and len(latest) == 1:
+            (default,) = latest
+        if default in latest:
+            latest[None] = latest[default]
+        return latest
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -371,6 +399,10 @@ class Repository:
                 code="label_not_found",
             )
         return labels[label]
+
+
+def _processor_slots(settings: Settings) -> int:
+    return max(LEAST_SHARED_SLOTS, settings.engine_slots or (os.cpu_count() or 1) // 4)
 
 
 def _pick(model: Model, number: int | None) -> ServedVersion:

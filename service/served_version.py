@@ -1,28 +1,34 @@
 """A loaded model version: its card, its engine, and a batcher for each signature."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from types import TracebackType
 from typing import Final, Self
 
-import numpy as np
-
 from models.card import ImageInput, ModelCard, OutputTensor
-from service.batching import Batcher
+from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.engines import Engine
 from service.metrics import Metrics, VersionMetrics
 from service.settings import Settings
-from service.tensors import Array, Signature
+from service.tensors import Signature
 
 IMAGE_RANK: Final = 4
 
 
 class ServedVersion:
-    """A model version that answers requests, kept loaded while leases are out.
+    """A model version that answers requests; stays loaded while blocks with it last.
 
-    `on_crash` is called when one of its batchers has failed for good.
+    Args:
+        card: What the model is.
+        engine: What runs it.
+        curves: What its batches cost, by signature.
+        processor: The slots that it shares with others.
+        metrics: Where it registers its time series.
+        settings: How to batch.
+        on_crash: Called when one of its batchers has failed for good.
     """
 
     def __init__(
@@ -30,6 +36,8 @@ class ServedVersion:
         *,
         card: ModelCard,
         engine: Engine,
+        curves: Mapping[str, ThroughputCurve],
+        processor: Processor,
         metrics: Metrics,
         settings: Settings,
         on_crash: Callable[[], None],
@@ -42,12 +50,19 @@ class ServedVersion:
             card.name, card.version, queue_depth=lambda: self.queue_depth
         )
         self.batchers: Mapping[str, Batcher] = {
-            name: self._batcher(signature, settings, on_crash)
+            name: Batcher(
+                partial(engine.infer, name),
+                options=_options(engine, signature, settings),
+                curve=curves[name],
+                processor=processor,
+                metrics=self.metrics,
+                on_crash=on_crash,
+            )
             for name, signature in engine.signatures.items()
         }
         self._leases = 0
+        self._closing = False
         self._unused = asyncio.Event()
-        self._unused.set()
 
     @property
     def queue_depth(self) -> int:
@@ -59,52 +74,44 @@ class ServedVersion:
         """Whether a batcher has failed for good."""
         return any(batcher.crashed for batcher in self.batchers.values())
 
-    @contextmanager
-    def lease(self) -> Iterator[Self]:
+    def __enter__(self) -> Self:
         """Keep the version loaded while a request uses it."""
         self._leases += 1
-        self._unused.clear()
-        try:
-            yield self
-        finally:
-            self._leases -= 1
-            if not self._leases:
-                self._unused.set()
+        return self
 
-    async def warm_up(self, *, max_batch_size: int) -> None:
-        """Run zeros at each power of two up to the largest batch.
-
-        The first call at a new size is many times slower than those that follow.
-        """
-        for name, signature in self.engine.signatures.items():
-            if not _can_fill(signature):
-                continue
-            size = 1
-            while size <= max_batch_size:
-                await self.engine.infer(name, _zeros(signature, rows=size))
-                size *= 2
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leases -= 1
+        if not self._leases and self._closing:
+            self._unused.set()
 
     async def close(self, *, drain_timeout_seconds: float) -> None:
         """Wait for the requests that use the version, then free it."""
+        self._closing = True
         with suppress(TimeoutError):
             async with asyncio.timeout(drain_timeout_seconds):
-                await self._unused.wait()
+                if self._leases:
+                    await self._unused.wait()
         for batcher in self.batchers.values():
             batcher.close()
         await asyncio.to_thread(self.engine.close)
 
-    def _batcher(
-        self, signature: Signature, settings: Settings, on_crash: Callable[[], None]
-    ) -> Batcher:
-        return Batcher(
-            partial(self.engine.infer, signature.name),
-            slots=self.engine.slots,
-            max_batch_size=settings.max_batch_size,
-            max_queue_depth=settings.max_queue_depth,
-            batched=signature.batched,
-            metrics=self.metrics,
-            on_crash=on_crash,
-        )
+
+def _options(
+    engine: Engine, signature: Signature, settings: Settings
+) -> BatchingOptions:
+    return BatchingOptions(
+        slots=engine.slots,
+        max_queue_depth=settings.max_queue_depth,
+        max_batch_size=settings.max_batch_size,
+        max_queue_delay_seconds=settings.max_queue_delay_seconds,
+        allowed_batch_sizes=settings.allowed_batch_sizes,
+        batched=signature.batched,
+    )
 
 
 def infer_card(signatures: Mapping[str, Signature]) -> ModelCard:
@@ -152,17 +159,3 @@ def _image_input(signature: Signature) -> ImageInput | None:
             "colour_order": "grey" if channels == 1 else "rgb",
         }
     )
-
-
-def _can_fill(signature: Signature) -> bool:
-    return signature.batched and not any(
-        spec.dtype.hasobject or None in spec.shape[1:]
-        for spec in signature.inputs.values()
-    )
-
-
-def _zeros(signature: Signature, *, rows: int) -> dict[str, Array]:
-    return {
-        name: np.zeros([rows, *(size or 1 for size in spec.shape[1:])], spec.dtype)
-        for name, spec in signature.inputs.items()
-    }

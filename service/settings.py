@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from pydantic import Field, FilePath, SecretStr, model_validator
+from pydantic import Field, FilePath, PositiveInt, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,8 @@ from pydantic_settings import (
 from service.errors import InvalidSettings
 
 EngineChoice = Literal["auto", "openvino", "tensorflow", "stub"]
+# With the others each process would load the model, and they share the processor.
+ENGINES_FOR_SEVERAL_WORKERS: Final = frozenset({"stub"})
 DEFAULT_CONFIG_FILE: Final = Path("blockserve.toml")
 
 
@@ -39,6 +41,8 @@ class Settings(BaseSettings):
     """Directory of models: REPOSITORY/NAME/VERSION/ is a SavedModel."""
     engine: EngineChoice = "auto"
     """What runs the models; auto takes OpenVINO, or TensorFlow where it must."""
+    workers: int = Field(default=1, ge=1)
+    """Gateway processes on the same ports, for an engine that runs elsewhere."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every interface."""
@@ -62,8 +66,14 @@ class Settings(BaseSettings):
     top_k: int = Field(default=5, ge=1)
     """Predictions an image gets where the request does not say."""
 
-    max_batch_size: int = Field(default=16, ge=1)
-    """Most rows that one engine call takes."""
+    max_batch_size: int | None = Field(default=None, ge=1)
+    """Most rows that one engine call takes; learned at warm-up if not set."""
+    max_queue_delay_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Time that a free slot waits for more rows; seldom of use."""
+    allowed_batch_sizes: tuple[PositiveInt, ...] | None = Field(
+        default=None, min_length=1
+    )
+    """Sizes that batches are padded to, for engines that compile for each size."""
     max_queue_depth: int = Field(default=256, ge=1)
     """Most requests that wait for one model version; more are refused."""
     engine_slots: int | None = Field(default=None, ge=1)
@@ -89,6 +99,17 @@ class Settings(BaseSettings):
     def _tls_needs_certificate_and_key(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             message = "tls_certificate and tls_key belong together: give both or none"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _an_embedded_engine_needs_one_process(self) -> Self:
+        if self.workers > 1 and self.engine not in ENGINES_FOR_SEVERAL_WORKERS:
+            message = (
+                f"workers: {self.workers} processes with the engine {self.engine!r} "
+                "would each load the models and fight for the processor; leave "
+                "workers at 1, it uses all cores"
+            )
             raise ValueError(message)
         return self
 

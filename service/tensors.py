@@ -1,7 +1,7 @@
 """Named tensors: what a signature promises, and whether a request keeps to it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,17 +41,21 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """One callable of a model: its named inputs and outputs."""
+    """One callable of a model: its named inputs and outputs.
+
+    Attributes:
+        batched: Whether requests can share a call: every first dimension is free.
+    """
 
     name: str
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    batched: bool = field(init=False)
 
-    @property
-    def batched(self) -> bool:
-        """Whether requests can share a call: every first dimension is free."""
+    def __post_init__(self) -> None:
         specs = (*self.inputs.values(), *self.outputs.values())
-        return all(spec.shape and spec.shape[0] is None for spec in specs)
+        batched = all(spec.shape and spec.shape[0] is None for spec in specs)
+        object.__setattr__(self, "batched", batched)
 
     def validate(self, tensors: Tensors) -> int:
         """Check a request's tensors and return its number of rows.

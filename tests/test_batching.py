@@ -2,15 +2,22 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batching import Batcher
+from service.batching import (
+    Batcher,
+    BatchingOptions,
+    Priority,
+    Processor,
+    ThroughputCurve,
+)
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -23,6 +30,8 @@ from service.tensors import Tensors
 
 FAR = 60.0
 POISON = 255
+MOMENT = 1e-6  # what a batch costs where costs do not matter
+BULK = Priority.BATCH
 
 
 class Engine:
@@ -46,29 +55,53 @@ class Engine:
 
 
 @asynccontextmanager
-async def batching(**options: Any) -> AsyncIterator[tuple[Batcher, Engine]]:
+async def batching(
+    *, processor: Processor | None = None, **options: Any
+) -> AsyncIterator[tuple[Batcher, Engine]]:
+    """A batcher of four rows, or what its curve prefers, over one slot."""
     engine = Engine()
-    metrics = Metrics().version("m", 1, queue_depth=lambda: 0)
+    chosen = {"slots": 1, "max_batch_size": 4, "max_queue_depth": 100, **options}
+    curve = chosen.pop("curve", None) or ThroughputCurve({1: MOMENT})
     batcher = Batcher(
         engine,
-        **{"slots": 1, "max_batch_size": 4, "max_queue_depth": 100, **options},
-        metrics=metrics,
+        options=BatchingOptions(**chosen),
+        curve=curve,
+        processor=processor or Processor(chosen["slots"]),
+        metrics=Metrics().version("m", 1, queue_depth=lambda: 0),
     )
     yield batcher, engine
     engine.gate.set()
 
 
+def rows_of(*values: int) -> dict[str, Any]:
+    return {"x": np.array(values, np.int64).reshape(-1, 1)}
+
+
 def submit(
-    batcher: Batcher, *values: int, timeout: float = FAR
+    batcher: Batcher,
+    *values: int,
+    timeout: float = FAR,
+    priority: Priority = Priority.INTERACTIVE,
 ) -> asyncio.Future[dict[str, Any]]:
-    rows = np.array(values, np.int64).reshape(-1, 1)
-    deadline = asyncio.get_running_loop().time() + timeout
-    return batcher.submit({"x": rows}, rows=len(rows), deadline=deadline)
+    return batcher.submit(
+        rows_of(*values),
+        rows=len(values),
+        deadline=monotonic() + timeout,
+        priority=priority,
+    )
 
 
 async def answers(*futures: asyncio.Future[dict[str, Any]]) -> list[list[int]]:
     results = await asyncio.gather(*futures)
     return [result["y"][:, 0].tolist() for result in results]
+
+
+async def occupy(batcher: Batcher, engine: Engine) -> asyncio.Future[dict[str, Any]]:
+    """Keep the slot busy with a request of the row 0 until the gate is opened."""
+    engine.gate.clear()
+    head = submit(batcher, 0)
+    await settle()
+    return head
 
 
 async def settle() -> None:
@@ -80,35 +113,86 @@ async def settle() -> None:
 async def test_a_request_runs_at_once_while_a_slot_is_free() -> None:
     async with batching(slots=2) as (batcher, engine):
         engine.gate.clear()
-        first, second = submit(batcher, 1), submit(batcher, 2)
+        requests = [submit(batcher, 1)]
+        await settle()
+        requests.append(submit(batcher, 2))
         await settle()
         assert engine.batches == [[1], [2]]
         engine.gate.set()
-        assert await answers(first, second) == [[2], [4]]
+        assert await answers(*requests) == [[2], [4]]
+
+
+async def test_requests_that_come_together_spread_over_the_free_slots() -> None:
+    async with batching(slots=2) as (batcher, engine):
+        requests = [submit(batcher, value) for value in (1, 2, 3)]
+        assert await answers(*requests) == [[2], [4], [6]]
+        assert engine.batches == [[1, 2], [3]]
 
 
 async def test_requests_gather_while_all_slots_are_busy() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        requests = [submit(batcher, value) for value in (1, 2, 3, 4, 5, 6)]
+        head = await occupy(batcher, engine)
+        requests = [submit(batcher, value) for value in (1, 2, 3, 4, 5)]
         await settle()
+        assert engine.batches == [[0]]
         engine.gate.set()
-        assert await answers(*requests) == [[2], [4], [6], [8], [10], [12]]
-        assert engine.batches == [[1], [2, 3, 4, 5], [6]]
+        assert await answers(head, *requests) == [[0], [2], [4], [6], [8], [10]]
+        assert engine.batches == [[0], [1, 2, 3, 4], [5]]
+
+
+async def test_a_batch_is_as_large_as_the_curve_prefers() -> None:
+    curve = ThroughputCurve({1: 1.0, 2: 1.0, 4: 2.0})
+    async with batching(max_batch_size=None, curve=curve) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        requests = [submit(batcher, value) for value in (1, 2, 3)]
+        engine.gate.set()
+        await answers(head, *requests)
+        assert engine.batches == [[0], [1, 2], [3]]
+        assert batcher.state.batch_size_limit_rows == 2
+        assert batcher.state.batch_size_is_learned
+
+
+async def test_batches_are_padded_to_allowed_sizes_and_answers_are_not() -> None:
+    async with batching(max_batch_size=None, allowed_batch_sizes=(2, 4)) as (
+        batcher,
+        engine,
+    ):
+        curve = ThroughputCurve({2: 1.0, 4: 1.0})
+        batcher._curve = curve
+        head = await occupy(batcher, engine)
+        requests = [submit(batcher, 1, 2), submit(batcher, 3)]
+        engine.gate.set()
+        assert await answers(head, *requests) == [[0], [2, 4], [6]]
+        assert engine.batches == [[0, 0], [1, 2, 3, 0]]
+
+
+async def test_a_slot_waits_for_company_only_where_a_delay_is_set() -> None:
+    async with batching(max_queue_delay_seconds=FAR) as (batcher, engine):
+        requests = [submit(batcher, value) for value in (1, 2, 3)]
+        await settle()
+        assert engine.batches == []
+        requests.append(submit(batcher, 4))
+        assert await answers(*requests) == [[2], [4], [6], [8]]
+
+
+async def test_the_wait_for_company_ends_by_itself() -> None:
+    async with batching(max_queue_delay_seconds=0.001) as (batcher, engine):
+        requests = [submit(batcher, value) for value in (1, 2, 3)]
+        assert await answers(*requests) == [[2], [4], [6]]
+        assert engine.batches == [[1, 2, 3]]
 
 
 async def test_a_request_of_several_rows_is_not_split_if_a_batch_can_hold_it() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
+        head = await occupy(batcher, engine)
         requests = [
-            submit(batcher, 0),
-            submit(batcher, 1, 2, 3),
-            submit(batcher, 4, 5),
+            submit(batcher, 9),
+            submit(batcher, 1, 2, 3, 4),
+            submit(batcher, 5),
         ]
-        await settle()
         engine.gate.set()
-        assert await answers(*requests) == [[0], [2, 4, 6], [8, 10]]
-        assert engine.batches == [[0], [1, 2, 3], [4, 5]]
+        assert await answers(head, *requests) == [[0], [18], [2, 4, 6, 8], [10]]
+        assert engine.batches == [[0], [9], [1, 2, 3, 4], [5]]
 
 
 async def test_a_request_larger_than_any_batch_is_split_and_put_together() -> None:
@@ -119,33 +203,150 @@ async def test_a_request_larger_than_any_batch_is_split_and_put_together() -> No
         assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 20]]
 
 
-async def test_a_full_queue_refuses_at_once() -> None:
-    async with batching(max_queue_depth=2) as (batcher, engine):
-        engine.gate.clear()
-        accepted = [submit(batcher, value) for value in (1, 2, 3)]
-        with pytest.raises(Overloaded, match="2 requests wait"):
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    curve = ThroughputCurve({1: 2.0, 4: 8.0})
+    async with batching(max_queue_depth=2, curve=curve) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        accepted = [submit(batcher, value) for value in (1, 2)]
+        with pytest.raises(Overloaded, match="2 requests wait") as refusal:
             submit(batcher, 4)
+        # Two seconds for what runs, and the batch of three would take six.
+        assert refusal.value.retry_after_seconds == pytest.approx(2, abs=0.5)
         engine.gate.set()
-        assert await answers(*accepted) == [[2], [4], [6]]
+        assert await answers(head, *accepted) == [[0], [2], [4]]
+
+
+async def test_places_of_requests_that_are_being_decoded_count() -> None:
+    async with batching(max_queue_depth=1) as (batcher, _):
+        with batcher.admit(rows=1, deadline=float("inf")) as place:
+            assert batcher.queue_depth == 1
+            with pytest.raises(Overloaded):
+                submit(batcher, 2)
+            assert await answers(place.submit(rows_of(1))) == [[2]]
+            assert batcher.queue_depth == 0
+
+
+async def test_a_request_that_cannot_be_decoded_gives_its_place_back() -> None:
+    async with batching(max_queue_depth=1) as (batcher, _):
+        with pytest.raises(ZeroDivisionError):  # noqa: SIM117, the block is the subject
+            with batcher.admit(rows=5, deadline=float("inf")):
+                raise ZeroDivisionError
+        assert await answers(submit(batcher, 1)) == [[2]]
+        assert batcher._expected_wait(BULK) == (0, pytest.approx(MOMENT, rel=10))
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_as_the_request_comes() -> None:
+    curve = ThroughputCurve({1: 1.0, 4: 4.0})
+    async with batching(curve=curve) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        waiting = submit(batcher, 1)  # will be there in about two seconds
+        with pytest.raises(Overloaded, match=r"2\.\d* s|3 s") as refusal:
+            submit(batcher, 2, timeout=1.5)
+        assert refusal.value.kind == "deadline_unreachable"
+        assert 0 < refusal.value.retry_after_seconds < 2
+        patient = submit(batcher, 3, timeout=4)
+        engine.gate.set()
+        assert await answers(head, waiting, patient) == [[0], [2], [6]]
+
+
+async def test_an_idle_engine_tries_whatever_the_deadline() -> None:
+    """A forecast that is too dark must not refuse what alone would correct it."""
+    curve = ThroughputCurve({1: 10.0})
+    async with batching(curve=curve) as (batcher, _):
+        assert await answers(submit(batcher, 1, timeout=5)) == [[2]]
+        assert curve.seconds(1) < 10
+
+
+async def test_forecasts_that_were_too_bright_are_held_against_the_next() -> None:
+    async with batching() as (batcher, engine):
+        for _ in range(40):
+            head = await occupy(batcher, engine)
+            batcher._loop.call_later(0.003, engine.gate.set)
+            await head
+        assert 0.003 < batcher.state.lateness_seconds < 1
+
+
+async def test_a_late_batch_request_darkens_no_forecast_for_people() -> None:
+    """It may have been overtaken, which happens to no interactive request."""
+    async with batching() as (batcher, _):
+        with batcher.admit(rows=1, deadline=float("inf"), priority=BULK) as place:
+            place.expected_at -= 50
+            await place.submit(rows_of(1))
+        people, bulk = (line.forecasts.margin_seconds for line in batcher._lines)
+        assert people == 0
+        assert bulk > 1
+
+
+async def test_interactive_requests_go_before_batch_requests() -> None:
+    async with batching(max_batch_size=2) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        bulk = [submit(batcher, value, priority=BULK) for value in (1, 2, 3)]
+        people = [submit(batcher, value) for value in (4, 5, 6)]
+        engine.gate.set()
+        await answers(head, *bulk, *people)
+        assert engine.batches == [[0], [4, 5], [6, 1], [2, 3]]
+
+
+async def test_an_interactive_request_goes_between_the_parts_of_a_large_one() -> None:
+    async with batching(max_batch_size=2) as (batcher, engine):
+        engine.gate.clear()
+        bulk = submit(batcher, 1, 2, 3, 4, 5, priority=BULK)
+        await settle()
+        person = submit(batcher, 6)
+        engine.gate.set()
+        assert await answers(bulk, person) == [[2, 4, 6, 8, 10], [12]]
+        assert engine.batches == [[1, 2], [6], [3, 4], [5]]
+
+
+async def test_batch_requests_leave_places_in_the_queue_to_people() -> None:
+    async with batching(max_queue_depth=4) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        bulk = [submit(batcher, value, priority=BULK) for value in (1, 2)]
+        with pytest.raises(Overloaded, match="2 requests of batch priority"):
+            submit(batcher, 3, priority=BULK)
+        people = [submit(batcher, value) for value in (4, 5)]
+        engine.gate.set()
+        await answers(head, *bulk, *people)
+
+
+async def test_batch_requests_ahead_do_not_count_against_a_person_s_deadline() -> None:
+    curve = ThroughputCurve({1: 1.0, 4: 4.0})
+    async with batching(curve=curve) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        bulk = [submit(batcher, value, priority=BULK) for value in (1, 2, 3)]
+        with pytest.raises(Overloaded):
+            submit(batcher, 4, timeout=3, priority=BULK)
+        person = submit(batcher, 4, timeout=3)
+        engine.gate.set()
+        await answers(head, *bulk, person)
 
 
 async def test_a_cancelled_request_costs_no_compute_and_others_are_answered() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        running, gone, neighbour = (submit(batcher, value) for value in (1, 2, 3))
-        await settle()
+        head = await occupy(batcher, engine)
+        gone, neighbour = submit(batcher, 1), submit(batcher, 2)
         gone.cancel()
         engine.gate.set()
-        assert await answers(running, neighbour) == [[2], [6]]
-        assert engine.batches == [[1], [3]]
+        assert await answers(head, neighbour) == [[0], [4]]
+        assert engine.batches == [[0], [2]]
+
+
+async def test_a_cancelled_request_gives_its_place_back() -> None:
+    async with batching(max_queue_depth=1) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        for value in range(5):
+            submit(batcher, value).cancel()
+            await settle()
+        assert batcher.queue_depth == 0
+        last = submit(batcher, 1)
+        engine.gate.set()
+        assert await answers(head, last) == [[0], [2]]
 
 
 async def test_a_request_cancelled_inside_a_batch_leaves_the_others_answered() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        head = submit(batcher, 0)
+        head = await occupy(batcher, engine)
         together = [submit(batcher, value) for value in (1, 2, 3)]
-        await settle()
         engine.gate.set()
         await head
         engine.gate.clear()
@@ -157,27 +358,47 @@ async def test_a_request_cancelled_inside_a_batch_leaves_the_others_answered() -
 
 async def test_an_expired_request_fails_at_its_deadline_and_costs_no_compute() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        running = submit(batcher, 1)
-        hurried = submit(batcher, 2, timeout=0.001)
+        head = await occupy(batcher, engine)
         with pytest.raises(DeadlineExceeded):
-            await hurried
+            await submit(batcher, 2, timeout=0.001)
+        last = submit(batcher, 3)
         engine.gate.set()
-        assert await answers(running, submit(batcher, 3)) == [[2], [6]]
-        assert engine.batches == [[1], [3]]
+        assert await answers(head, last) == [[0], [6]]
+        assert engine.batches == [[0], [3]]
 
 
 async def test_a_request_whose_timer_is_late_still_costs_no_compute() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        running, late = submit(batcher, 1), submit(batcher, 2)
-        await settle()
-        batcher._queue[0].deadline = 0
+        head = await occupy(batcher, engine)
+        with batcher.admit(rows=1, deadline=float("inf")) as place:
+            late = place.submit(rows_of(1))
+            place.deadline = 0
+            engine.gate.set()
+            assert await answers(head) == [[0]]
+            with pytest.raises(DeadlineExceeded):
+                await late
+        assert engine.batches == [[0]]
+
+
+async def test_a_request_that_is_let_go_before_its_answer_is_withdrawn() -> None:
+    async with batching() as (batcher, engine):
+        head = await occupy(batcher, engine)
+        with batcher.admit(rows=1, deadline=float("inf")) as place:
+            answer = place.submit(rows_of(1))
+        assert answer.cancelled()
         engine.gate.set()
-        assert await answers(running) == [[2]]
-        with pytest.raises(DeadlineExceeded):
-            await late
-        assert engine.batches == [[1]]
+        assert await answers(head) == [[0]]
+        assert engine.batches == [[0]]
+
+
+async def test_a_deadline_that_passes_while_decoding_is_told_at_once() -> None:
+    async with batching() as (batcher, engine):
+        with batcher.admit(rows=1, deadline=float("inf")) as place:
+            place.deadline = 0
+            with pytest.raises(DeadlineExceeded):
+                place.submit(rows_of(1))
+        assert batcher.queue_depth == 0
+        assert engine.batches == []
 
 
 async def test_a_deadline_in_the_past_is_refused() -> None:
@@ -188,13 +409,12 @@ async def test_a_deadline_in_the_past_is_refused() -> None:
 
 async def test_a_request_that_breaks_a_batch_fails_alone() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
+        head = await occupy(batcher, engine)
         requests = [submit(batcher, value) for value in (1, 2, POISON, 3)]
-        await settle()
         engine.gate.set()
-        results = await asyncio.gather(*requests, return_exceptions=True)
-        assert isinstance(results.pop(2), EngineFailure)
-        assert [r["y"].tolist() for r in results] == [[[2]], [[4]], [[6]]]  # type: ignore[index]
+        results = await asyncio.gather(head, *requests, return_exceptions=True)
+        assert isinstance(results.pop(3), EngineFailure)
+        assert [r["y"].tolist() for r in results] == [[[0]], [[2]], [[4]], [[6]]]  # type: ignore[index]
 
 
 async def test_an_engine_that_answers_too_few_rows_fails_the_request() -> None:
@@ -232,70 +452,132 @@ async def test_a_signature_without_rows_is_run_one_request_at_a_time() -> None:
 
 async def test_a_closed_batcher_refuses_and_fails_what_waits() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        waiting = submit(batcher, 1)
-        batcher.close()
+        waiting = await occupy(batcher, engine)
+        with batcher.admit(rows=1, deadline=float("inf")) as decoding:
+            batcher.close()
+            with pytest.raises(Draining):
+                decoding.submit(rows_of(1))
         with pytest.raises(Draining):
             submit(batcher, 2)
         with pytest.raises(Draining):
             await waiting
-
-
-async def test_a_crashed_dispatcher_fails_its_requests_and_says_so() -> None:
-    async with batching() as (batcher, engine):
-        engine.gate.clear()
-        running, waiting = submit(batcher, 1), submit(batcher, 2)
+        engine.gate.set()
         await settle()
+
+
+async def test_a_crashed_dispatcher_fails_its_requests_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = Metrics()
+    async with batching() as (batcher, engine):
+        batcher._metrics = metrics.version("m", 1, queue_depth=lambda: 0)
+        head = await occupy(batcher, engine)
+        waiting = submit(batcher, 2)
         batcher._take = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
         engine.gate.set()
-        assert await answers(running) == [[2]]
         with pytest.raises(EngineFailure, match="has failed"):
             await waiting
+        assert head.done()
         assert batcher.crashed
         with pytest.raises(EngineFailure, match="has failed"):
             submit(batcher, 4)
+    assert "dispatching failed" in caplog.text
+    crashes = "blockserve_dispatcher_crashes_total"
+    labels = {"model": "m", "version": "1"}
+    assert metrics.registry.get_sample_value(crashes, labels) == 1
+
+
+async def test_a_crash_leaves_other_models_their_slots() -> None:
+    processor = Processor(1)
+    async with (
+        batching(processor=processor) as (broken, _),
+        batching(processor=processor) as (sound, _),
+    ):
+        broken._take = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        lost, answered = submit(broken, 1), submit(sound, 2)
+        with pytest.raises(EngineFailure):
+            await lost
+        assert await answers(answered) == [[4]]
 
 
 async def test_queue_depth_counts_the_requests_that_wait() -> None:
     async with batching() as (batcher, engine):
-        engine.gate.clear()
-        requests = [submit(batcher, value) for value in (1, 2, 3)]
+        head = await occupy(batcher, engine)
+        requests = [submit(batcher, value) for value in (1, 2)]
         assert batcher.queue_depth == 2
         engine.gate.set()
-        await answers(*requests)
+        await answers(head, *requests)
         assert batcher.queue_depth == 0
 
 
-@given(
-    plan=st.lists(
-        st.tuples(
-            st.integers(1, 9),  # rows
-            st.sampled_from(["wait", "cancel", "poison"]),
-            st.integers(0, 3),  # steps of the loop before the next one arrives
-        ),
-        min_size=1,
-        max_size=30,
+class Plan(NamedTuple):
+    """What one of the generated callers does."""
+
+    rows: int
+    fate: str
+    priority: Priority
+    steps: int  # of the loop before the next one arrives
+
+
+PLANS: Final = st.lists(
+    st.builds(
+        Plan,
+        rows=st.integers(1, 9),
+        fate=st.sampled_from(["wait", "cancel", "poison", "expire", "abandon"]),
+        priority=st.sampled_from(Priority),
+        steps=st.integers(0, 3),
     ),
-    slots=st.integers(1, 3),
-    max_batch_size=st.integers(1, 8),
+    min_size=1,
+    max_size=30,
 )
-@settings(deadline=None, max_examples=100)
+
+
+@given(
+    plans=PLANS,
+    slots=st.integers(1, 3),
+    shared_slots=st.integers(1, 3),
+    max_batch_size=st.sampled_from([None, 1, 2, 3, 8]),
+    allowed=st.sampled_from([None, (8,), (2, 4, 8)]),
+    delay=st.sampled_from([0.0, 0.0001]),
+)
+@settings(deadline=None, max_examples=200)
 def test_every_request_is_answered_once_with_its_own_rows(
-    plan: list[tuple[int, str, int]], slots: int, max_batch_size: int
+    plans: list[Plan],
+    slots: int,
+    shared_slots: int,
+    max_batch_size: int | None,
+    allowed: tuple[int, ...] | None,
+    delay: float,
 ) -> None:
     async def scenario() -> None:
-        options = {"slots": slots, "max_batch_size": max_batch_size}
-        async with batching(**options) as (batcher, engine):
+        async with batching(
+            slots=slots,
+            processor=Processor(shared_slots),
+            curve=ThroughputCurve({1: MOMENT, 4: MOMENT, 8: 3 * MOMENT}),
+            max_batch_size=max_batch_size,
+            allowed_batch_sizes=allowed,
+            max_queue_delay_seconds=delay,
+        ) as (batcher, engine):
             requests = []
             value = 1000
-            for rows, fate, steps in plan:
+            for rows, fate, priority, steps in plans:
                 values = list(range(value, value + rows))
                 value += rows
                 if fate == "poison":
                     values[-1] = POISON
                 engine.gate.clear() if steps % 2 else engine.gate.set()
-                request = submit(batcher, *values)
-                requests.append((request, values, fate))
+                if fate == "abandon":
+                    with batcher.admit(
+                        rows=rows, deadline=float("inf"), priority=priority
+                    ):
+                        await asyncio.sleep(0)
+                    continue
+                timeout = 0.002 if fate == "expire" else FAR
+                with suppress(Overloaded):  # of those whose time is short
+                    request = submit(
+                        batcher, *values, timeout=timeout, priority=priority
+                    )
+                    requests.append((request, values, fate))
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 if fate == "cancel":
@@ -304,15 +586,24 @@ def test_every_request_is_answered_once_with_its_own_rows(
             futures = [request for request, _, _ in requests]
             results = await asyncio.gather(*futures, return_exceptions=True)
             for result, (_, values, fate) in zip(results, requests, strict=True):
-                if fate == "poison":
-                    assert isinstance(result, EngineFailure)
-                elif not isinstance(result, BaseException):
-                    assert result["y"][:, 0].tolist() == [2 * v for v in values]
+                if isinstance(result, BaseException):
+                    expected = {
+                        "poison": EngineFailure,
+                        "cancel": asyncio.CancelledError,
+                        "expire": DeadlineExceeded,
+                    }
+                    assert isinstance(result, expected[fate])
                 else:
-                    assert fate == "cancel"
+                    assert fate != "poison"
+                    assert result["y"][:, 0].tolist() == [2 * v for v in values]
             await settle()
             assert batcher.queue_depth == 0
+            assert batcher._waiting_rows == 0
+            assert [line.rows for line in batcher._lines] == [0, 0]
+            assert batcher._free_slots == slots
             assert not batcher._unanswered
-            assert not batcher._running
+            assert not batcher._tasks
+            largest = max(allowed or (batcher._limit,))
+            assert all(len(batch) <= max(largest, 8) for batch in engine.batches)
 
     asyncio.run(scenario())

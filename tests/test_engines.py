@@ -137,7 +137,7 @@ async def test_openvino_takes_a_versions_int8_file_and_runs_it_in_int8(
 
 def convolution_precisions(loaded: OpenVinoEngine) -> set[str]:
     """What the convolutions take, as they run after all rewriting."""
-    running = loaded._idle.get().get_compiled_model().get_runtime_model()
+    running = loaded._idle.get().request.get_compiled_model().get_runtime_model()
     layers = [operation.get_rt_info() for operation in running.get_ops()]
     return {
         layer["runtimePrecision"].value

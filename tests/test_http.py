@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.batching import Batcher, ThroughputCurve
 from service.engines.stub import StubEngine
+from service.served_version import ServedVersion
 from tests.support import (
     LABELS,
     Served,
@@ -26,6 +28,7 @@ from tests.support import (
 )
 
 PNG = {"content-type": "image/png"}
+BULK = {"x-request-priority": "batch"}
 
 
 @pytest.fixture
@@ -49,11 +52,18 @@ async def lasting(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
         yield served
 
 
+def version_of(served: Served) -> ServedVersion:
+    return only(served.running.gateway.repository.models.values()).available[0]
+
+
 def engine_of(served: Served) -> StubEngine:
-    (model,) = served.running.gateway.repository.models.values()
-    engine = model.available[0].engine
+    engine = version_of(served).engine
     assert isinstance(engine, StubEngine)
     return engine
+
+
+def batcher_of(served: Served) -> Batcher:
+    return only(version_of(served).batchers.values())
 
 
 def top_labels(answer: httpx.Response) -> list[str]:
@@ -361,6 +371,104 @@ async def test_a_full_queue_is_answered_with_503_and_when_to_try_again(
         assert [top_labels(await request) for request in waiting] == [["a"], ["a"]]
 
 
+async def test_a_deadline_that_the_queue_excludes_is_answered_with_503_at_once(
+    served: Served,
+) -> None:
+    engine = engine_of(served)
+    batcher = batcher_of(served)
+    batcher._curve = ThroughputCurve({1: 5.0})
+    engine.gate.clear()
+    patient = asyncio.create_task(
+        served.client.post("/classify", content=image_of_class(0), headers=PNG)
+    )
+    while not batcher._running:
+        await asyncio.sleep(0)
+    refused = await served.client.post(
+        "/classify",
+        content=image_of_class(0),
+        headers={**PNG, "x-request-timeout": "6"},
+    )
+    engine.gate.set()
+    assert error_of(refused, 503)[0] == "deadline_unreachable"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert top_labels(await patient) == ["a"]
+
+
+async def test_the_rest_of_a_body_is_not_awaited_where_there_is_no_place(
+    tmp_path: Path,
+) -> None:
+    """A large upload is refused as it begins, and not when it is complete."""
+    stub_version(tmp_path)
+    async with serving(tmp_path, max_queue_depth=1, max_batch_size=1) as served:
+        engine = engine_of(served)
+        engine.gate.clear()
+        waiting = [
+            asyncio.create_task(
+                served.client.post("/classify", content=image_of_class(0), headers=PNG)
+            )
+            for _ in range(2)
+        ]
+        batcher = batcher_of(served)
+        while not (batcher._running and batcher.queue_depth):
+            await asyncio.sleep(0)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", served.running.http_port
+        )
+        writer.write(
+            b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\n"
+            b"content-length: 1000000\r\n\r\nbeginning"
+        )
+        assert b" 503 " in await reader.readline()
+        writer.close()
+        engine.gate.set()
+        assert [top_labels(await request) for request in waiting] == [["a"], ["a"]]
+
+
+async def test_a_request_says_how_urgent_it_is(tmp_path: Path) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, max_batch_size=1) as served:
+        engine, batcher = engine_of(served), batcher_of(served)
+        engine._record = True
+        engine.gate.clear()
+        requests = []
+        urgencies = ({}, BULK, BULK, {"x-request-priority": "Interactive"})
+        for index, urgency in enumerate(urgencies):
+            request = served.client.post(
+                "/classify", content=image_of_class(index), headers={**PNG, **urgency}
+            )
+            requests.append(asyncio.create_task(request))
+            while not (batcher._running and batcher.queue_depth == index):
+                await asyncio.sleep(0)
+        engine.gate.set()
+        assert [top_labels(await request) for request in requests] == [
+            ["a"],
+            ["b"],
+            ["c"],
+            ["d"],
+        ]
+        order = [int(batch["images"].sum()) for batch in engine.batches]
+        assert order == [0, 3, 1, 2]
+
+
+async def test_an_unknown_priority_is_refused(client: httpx.AsyncClient) -> None:
+    answer = await client.post(
+        "/classify",
+        content=image_of_class(0),
+        headers={**PNG, "x-request-priority": "urgent"},
+    )
+    code, message = error_of(answer, 400)
+    assert code == "invalid_request"
+    assert "'interactive' or 'batch', got 'urgent'" in message
+
+
+async def test_other_methods_and_paths_beside_the_hot_ones_are_the_framework_s(
+    client: httpx.AsyncClient,
+) -> None:
+    assert error_of(await client.get("/classify"), 405)[0] == "method_not_allowed"
+    for path in ("/models//classify", "/models/stub/versions/classify", "/classify/x"):
+        assert error_of(await client.post(path), 404)[0] == "not_found"
+
+
 async def test_a_failing_engine_is_a_500_without_its_inner_workings(
     served: Served,
 ) -> None:
@@ -387,22 +495,19 @@ async def test_a_client_that_goes_away_withdraws_its_request(served: Served) -> 
         f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
         f"content-length: {len(image)}\r\n\r\n"
     )
-    gateway = served.running.gateway
-    (model,) = gateway.repository.models.values()
-    version = model.available[0]
-    batcher = only(version.batchers.values())
+    batcher = batcher_of(served)
     writers = []
     for _ in range(2):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head.encode() + image)
         await writer.drain()
         writers.append(writer)
-    while len(batcher._unanswered) < 2:
+    while not (batcher._running and batcher.queue_depth):
         await asyncio.sleep(0)
     for writer in writers:
         writer.close()
         await writer.wait_closed()
-    while batcher._unanswered:
+    while batcher.queue_depth:
         await asyncio.sleep(0)
     engine.gate.set()
     kind = 'kind="cancelled",model="stub",protocol="http",version="1"} 2.0'
@@ -418,6 +523,11 @@ async def test_models_are_described(client: httpx.AsyncClient) -> None:
     version = only(model["versions"])
     assert (version["version"], version["state"]) == (1, "AVAILABLE")
     assert version["engine"] == "stub"
+    batching = version["batching"]["serving_default"]
+    assert batching["batch_size_is_learned"]
+    sizes = [point["batch_size_rows"] for point in batching["curve"]]
+    assert batching["batch_size_limit_rows"] in sizes
+    assert all(point["rows_per_second"] > 0 for point in batching["curve"])
     assert version["card"]["labels"] == list(LABELS)
     answer = await client.get("/models/nope")
     assert error_of(answer, 404)[0] == "model_not_found"

@@ -13,17 +13,18 @@ ROOT: Final = Path(__file__).parents[1]
 # Each layer may import those below it in this list, and itself.
 LAYERS: Final = (
     ("service.cli", "service.__main__"),
+    ("service.workers",),
     ("service.server",),
     ("service.app",),
     ("service.http", "service.grpc"),
     ("service.gateway",),
     ("service.classification",),
     ("service.repository",),
-    ("service.served_version",),
+    ("service.served_version", "service.warm_up"),
     ("service.batching", "service.imaging"),
     ("service.engines",),
     ("service.metrics",),
-    ("service.tensors", "service.settings"),
+    ("service.tensors", "service.settings", "service.ports", "service.logs"),
     ("service.errors",),
 )
 SHARED_WITH_MODELS: Final = "models.card"

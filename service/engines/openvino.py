@@ -6,6 +6,7 @@ strings; the gateway decodes itself. A version's int8 file goes before its Saved
 
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, Self
@@ -29,6 +30,19 @@ SIGNATURE: Final = "serving_default"
 CORES_PER_SLOT: Final = 4
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """An inference request of OpenVINO, with the inputs that it reads in place.
+
+    They live until the next call replaces them, for OpenVINO keeps their address until
+    then. So every call shares its inputs: one that had them copied, after one that
+    shared them, was seen to corrupt the heap.
+    """
+
+    request: Any
+    inputs: dict[str, Array] = field(default_factory=dict)
+
+
 class OpenVinoEngine(InProcessEngine):
     """A SavedModel compiled for the processor."""
 
@@ -41,9 +55,9 @@ class OpenVinoEngine(InProcessEngine):
             outputs=_specs(compiled.outputs),
         )
         super().__init__({SIGNATURE: signature}, slots=slots)
-        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self._idle: SimpleQueue[_Call] = SimpleQueue()
         for _ in range(slots):
-            self._idle.put(compiled.create_infer_request())
+            self._idle.put(_Call(compiled.create_infer_request()))
 
     @classmethod
     def load(cls, version_directory: Path, *, slots: int | None) -> Self:
@@ -78,14 +92,14 @@ class OpenVinoEngine(InProcessEngine):
 
     def _compute(self, signature: str, tensors: Tensors) -> dict[str, Array]:
         outputs = self.signatures[signature].outputs
-        request = self._idle.get()
+        call = self._idle.get()
         try:
-            # Inputs are read in place; results are copied, for the next batch
-            # overwrites them.
-            results = request.infer(dict(tensors), share_inputs=True)
+            call.inputs = dict(tensors)
+            # Results are copied, for the next batch overwrites them.
+            results = call.request.infer(call.inputs, share_inputs=True)
             return {name: results[name] for name in outputs}
         finally:
-            self._idle.put(request)
+            self._idle.put(call)
 
 
 def _specs(ports: Any) -> dict[str, TensorSpec]:

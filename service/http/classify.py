@@ -1,19 +1,22 @@
 """`POST /classify`: the hot endpoint, plain ASGI inside the FastAPI application.
 
-FastAPI's own request handling costs more than decoding a small image does, so these
-routes read and write ASGI messages themselves; `openapi` documents them.
+FastAPI's own request handling costs more than decoding a small image does. So these
+endpoints read and write ASGI messages themselves, and `Shortcut` takes their requests
+past the routing and the middleware; `openapi` documents them.
 """
 
 import asyncio
 import math
 from collections.abc import Mapping
-from typing import Final
+from time import monotonic
+from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 import orjson
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.batching import Priority
 from service.classification import Classification, Target
 from service.errors import (
     BlockserveError,
@@ -38,26 +41,65 @@ PATHS: Final = (
     "/models/{name}/versions/{version}/classify",
     "/models/{name}/labels/{label}/classify",
 )
+PRIORITIES: Final = {priority.name.lower().encode(): priority for priority in Priority}
 INT64_DIGITS: Final = 18
 SHOWN_CHARACTERS: Final = 40
+OK: Final = 200
+
+T = TypeVar("T")
 
 
-def routes(gateway: Gateway) -> list[Route]:
-    """The classify endpoints."""
-    endpoint = _ClassifyEndpoint(gateway)
+class Shortcut:
+    """ASGI middleware: answers `POST` to `PATHS` itself and passes on all else."""
+
+    def __init__(self, app: ASGIApp, endpoint: "ClassifyEndpoint") -> None:
+        self._app = app
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            parameters = _path_parameters(scope["path"])
+            if parameters is not None:
+                scope["path_params"] = parameters
+                await self._endpoint(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _path_parameters(path: str) -> dict[str, str] | None:
+    """What `PATHS` say of a path; `None` if it is none of them."""
+    match path.split("/"):
+        case ["", "classify"]:
+            return {}
+        case ["", "models", name, "classify"] if name:
+            return {"name": name}
+        case ["", "models", name, "versions", version, "classify"] if name and version:
+            return {"name": name, "version": version}
+        case ["", "models", name, "labels", label, "classify"] if name and label:
+            return {"name": name, "label": label}
+    return None
+
+
+def routes(endpoint: "ClassifyEndpoint") -> list[Route]:
+    """The endpoints as FastAPI knows them, for all that the shortcut passes on."""
     return [Route(path, endpoint, methods=["POST"]) for path in PATHS]
 
 
-class _ClassifyEndpoint:
+class ClassifyEndpoint:
+    """ASGI application that reads images and answers their classes."""
+
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        status = OK
         headers: dict[str, str] = {}
         try:
             with self._gateway.metrics.request("http") as request:
                 answer = await self._classify(scope, receive, request)
-            status, body = 200, orjson.dumps(answer)
+                body = orjson.dumps(_as_json(answer))
         except ClientDisconnected:
             return
         except BlockserveError as error:
@@ -85,49 +127,112 @@ class _ClassifyEndpoint:
         gateway.admit()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         deadline = gateway.deadline(_timeout_seconds(headers))
+        priority = _priority(headers)
         target = _target(scope["path_params"])
         top_k = _top_k(scope["query_string"])
+
+        def check() -> None:
+            gateway.classifier.check(target, deadline=deadline, priority=priority)
+
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(deadline - monotonic()):
                 body = await read_body(
-                    receive, headers, max_bytes=gateway.settings.max_body_bytes
+                    receive,
+                    headers,
+                    max_bytes=gateway.settings.max_body_bytes,
+                    before_waiting=check,
                 )
         except TimeoutError as error:
             raise DeadlineExceeded(
                 "the request's time ran out before its body was complete"
             ) from error
         limit = gateway.settings.max_images_per_request
-        work = asyncio.ensure_future(
-            gateway.classifier.classify(
-                images_of(body, headers, max_images=limit),
-                target=target,
-                top_k=top_k,
-                deadline=deadline,
-                scope=request,
-            )
+        return await gateway.classifier.classify(
+            images_of(body, headers, max_images=limit),
+            target=target,
+            top_k=top_k,
+            deadline=deadline,
+            priority=priority,
+            caller=_Client(receive),
+            scope=request,
         )
-        return await _unless_disconnected(work, receive)
 
 
-async def _unless_disconnected(
-    work: asyncio.Task[Classification], receive: Receive
-) -> Classification:
-    """Wait for the work, but cancel it as soon as the client goes away."""
+class _Client:
+    """A `Caller` over HTTP: gone when its connection is."""
 
-    async def cancel_on_disconnect() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        work.cancel()
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
 
-    watcher = asyncio.ensure_future(cancel_on_disconnect())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if work.cancelled() and watcher.done():
-            raise ClientDisconnected("the client went away") from None
-        raise
-    finally:
-        watcher.cancel()
+    async def unless_gone(self, work: asyncio.Future[T]) -> T:
+        """Wait for the work; cancel it when the client goes away.
+
+        The request's own task waits for the client, and the end of the work interrupts
+        it: a second task for each request would cost as much as decoding a small image.
+
+        Raises:
+            ClientDisconnected: It went away.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101, coroutines run in tasks
+        waits = True
+
+        def interrupt(_: asyncio.Future[T]) -> None:
+            if waits:
+                task.cancel()
+
+        work.add_done_callback(interrupt)
+        try:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+        except asyncio.CancelledError:
+            # Without the request of `interrupt`, somebody else wants the task to end.
+            if not work.done() or task.uncancel() > 0:
+                work.cancel()
+                raise
+        else:
+            if not work.done():
+                work.cancel()
+                raise ClientDisconnected("the client went away")
+        finally:
+            waits = False
+        return work.result()
+
+
+def _as_json(answer: Classification) -> dict[str, Any]:
+    """The answer's document; `openapi.ClassifyResponse` describes it."""
+    return {
+        "model": answer.model,
+        "version": answer.version,
+        "results": [
+            {
+                "predictions": [
+                    {
+                        "label": answer.label(index),
+                        "index": index,
+                        "probability": probability,
+                    }
+                    for index, probability in zip(indices, probabilities, strict=True)
+                ]
+            }
+            for indices, probabilities in zip(
+                answer.indices.tolist(), answer.probabilities.tolist(), strict=True
+            )
+        ],
+    }
+
+
+def _priority(headers: Mapping[bytes, bytes]) -> Priority:
+    text = headers.get(b"x-request-priority")
+    if text is None:
+        return Priority.INTERACTIVE
+    priority = PRIORITIES.get(text.lower())
+    if priority is None:
+        raise InvalidRequest(
+            "X-Request-Priority: expected 'interactive' or 'batch', got "
+            f"{text[:SHOWN_CHARACTERS].decode('latin-1')!r}"
+        )
+    return priority
 
 
 def _timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:

@@ -6,18 +6,23 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from models.card import GRAPH_FILE, SUMMARY_FILE, ModelCard
+from service.batching import BatchingState
 from service.errors import NotFound
 from service.gateway import Gateway
 from service.repository import Model, Version, VersionState
 
 
 class VersionView(BaseModel):
-    """One version: its state, and its card and engine while it serves."""
+    """One version: its state, and while it serves its engine, batching and card.
+
+    `batching` tells of each signature what was learned of its batches.
+    """
 
     version: int
     state: VersionState
     error: str | None
     engine: str | None
+    batching: dict[str, BatchingState] | None
     card: ModelCard | None
 
 
@@ -90,5 +95,10 @@ def _view(version: Version) -> VersionView:
         state=version.state,
         error=version.error,
         engine=served.engine.kind if served else None,
+        batching=(
+            {name: batcher.state for name, batcher in served.batchers.items()}
+            if served
+            else None
+        ),
         card=served.card if served else None,
     )

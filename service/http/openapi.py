@@ -5,9 +5,9 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic import BaseModel, TypeAdapter
 
-from service.classification import Classification
-from service.http.classify import PATHS
+from service.http.classify import PATHS, PRIORITIES
 
+_PRIORITIES: Final = [name.decode() for name in PRIORITIES]
 REF: Final = "#/components/schemas/{model}"
 
 
@@ -21,6 +21,28 @@ class ClassifyRequest(BaseModel):
     """Images as JSON; raw bodies and multipart are smaller and faster."""
 
     images: list[EncodedImage]
+
+
+class Prediction(BaseModel):
+    """A class of the model and how probable it is for an image."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class Result(BaseModel):
+    """What the model says of one image, most probable class first."""
+
+    predictions: list[Prediction]
+
+
+class ClassifyResponse(BaseModel):
+    """What a model version says of each image."""
+
+    model: str
+    version: int
+    results: list[Result]
 
 
 class ErrorDetail(BaseModel):
@@ -57,7 +79,7 @@ def document(app: FastAPI) -> None:
             _, definitions = TypeAdapter.json_schemas(
                 [
                     (kind, "serialization", TypeAdapter(kind))
-                    for kind in (Classification, ClassifyRequest, ErrorBody)
+                    for kind in (ClassifyRequest, ClassifyResponse, ErrorBody)
                 ],
                 ref_template=REF,
             )
@@ -82,6 +104,7 @@ def _operation(path: str) -> dict[str, Any]:
             *(_parameter(name, "path", {"type": "string"}) for name in names),
             _parameter("top_k", "query", {"type": "integer", "minimum": 1}),
             _parameter("X-Request-Timeout", "header", {"type": "number", "minimum": 0}),
+            _parameter("X-Request-Priority", "header", {"enum": sorted(_PRIORITIES)}),
         ],
         "requestBody": {
             "required": True,
@@ -101,7 +124,7 @@ def _operation(path: str) -> dict[str, Any]:
             },
         },
         "responses": {
-            "200": _response("Predictions, image by image", Classification),
+            "200": _response("Predictions, image by image", ClassifyResponse),
             **{str(code): _response(text, ErrorBody) for code, text in ERRORS.items()},
         },
     }

@@ -1,0 +1,580 @@
+"""The queue of one signature, and which of its requests run together.
+
+The policy is work-conserving. While a slot in the engine is free, a request is run at
+once; while all slots are busy, requests gather, and the slot that frees takes what has
+gathered, up to the size that the throughput curve found best. Nothing waits for company
+on a timer, unless `max_queue_delay_seconds` says so.
+
+A request whose answer cannot be there before its deadline is refused as it comes. What
+its answer will cost is known from the same curve, and how wrong such forecasts were of
+late is added to it.
+
+There is no dispatcher task that could die unseen: dispatching happens where something
+changed, on arrival and when a slot frees.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+from typing import Final
+
+import numpy as np
+
+from service.batching.curve import CurvePoint, ThroughputCurve
+from service.batching.processor import Processor
+from service.batching.request import (
+    Answer,
+    Priority,
+    Request,
+    Slice,
+    concatenate,
+    expired,
+    slice_rows,
+)
+from service.errors import (
+    BlockserveError,
+    Draining,
+    EngineFailure,
+    Overloaded,
+)
+from service.metrics import VersionMetrics
+from service.tensors import Array, Tensors
+
+logger = logging.getLogger(__name__)
+
+Infer = Callable[[Tensors], Awaitable[dict[str, Array]]]
+
+# Of the places in the queue, batch requests get at most this share: an interactive one
+# finds a place however much bulk work waits.
+BATCH_PRIORITY_SHARE: Final = 0.5
+# How forecasts are held against what came, as TCP does it for round trips (RFC 6298).
+LATENESS_STEP: Final = 1 / 16
+DEVIATIONS: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingOptions:
+    """What an operator or an engine fixes; the rest is learned.
+
+    Attributes:
+        slots: Batches that may run at a time.
+        max_queue_depth: Most requests that wait or are being decoded.
+        max_batch_size: Most rows in one batch; `None` is what the curve prefers, which
+            is then one of the allowed sizes, where there are such.
+        max_queue_delay_seconds: How long a free slot waits for company.
+        allowed_batch_sizes: Batches are padded to the next of these, where given.
+        batched: Whether the first dimension counts rows. Where it does not, a request
+            is one row whatever its shape, and its outputs are handed on untouched.
+    """
+
+    slots: int
+    max_queue_depth: int
+    max_batch_size: int | None = None
+    max_queue_delay_seconds: float = 0.0
+    allowed_batch_sizes: Sequence[int] | None = None
+    batched: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchingState:
+    """What a batcher has learned, and how it is doing.
+
+    Attributes:
+        batch_size_limit_rows: Most rows that it puts into one batch now.
+        batch_size_is_learned: Whether that follows the curve.
+        slots: Batches that may run at a time.
+        queue_depth: Requests that wait or are being decoded.
+        expected_wait_seconds: What a request that comes now should wait for a slot.
+        lateness_seconds: What is added to each forecast, for it has been so wrong.
+        curve: What batches cost.
+    """
+
+    batch_size_limit_rows: int
+    batch_size_is_learned: bool
+    slots: int
+    queue_depth: int
+    expected_wait_seconds: float
+    lateness_seconds: float
+    curve: Sequence[CurvePoint]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Batch:
+    """What runs in one slot."""
+
+    slices: Sequence[Slice]
+    rows: int
+    padded_rows: int
+    started_at: float
+    expected_seconds: float
+
+
+class _Forecasts:
+    """How much later than expected answers were, of late."""
+
+    def __init__(self) -> None:
+        self._mean_seconds = 0.0
+        self._deviation_seconds = 0.0
+
+    @property
+    def margin_seconds(self) -> float:
+        """What to add to a forecast so that few answers are later."""
+        return max(0.0, self._mean_seconds + DEVIATIONS * self._deviation_seconds)
+
+    def observe(self, seconds: float) -> None:
+        """An answer came `seconds` later than expected (negative: earlier)."""
+        error = seconds - self._mean_seconds
+        self._mean_seconds += LATENESS_STEP * error
+        self._deviation_seconds += LATENESS_STEP * (
+            abs(error) - self._deviation_seconds
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Line:
+    """The requests of one priority, and their rows that no batch has taken yet.
+
+    `places` and `rows` count what is being decoded, too; `waiting_rows` does not.
+    """
+
+    waiting: OrderedDict[Request, None] = field(default_factory=OrderedDict)
+    waiting_rows: int = 0
+    places: int = 0
+    rows: int = 0
+    forecasts: _Forecasts = field(default_factory=_Forecasts)
+
+
+class Batcher:
+    """Queue and dispatch of one signature of one model version.
+
+    Args:
+        infer: Runs one batch: `{input: array[rows, …]}` to `{output: array[rows, …]}`.
+        options: What is fixed.
+        curve: What batches cost; corrected as they run.
+        processor: Where slots are shared with other batchers.
+        metrics: Where queue time, inference time and batch size are observed.
+        on_crash: Called when dispatching has failed for good.
+    """
+
+    def __init__(
+        self,
+        infer: Infer,
+        *,
+        options: BatchingOptions,
+        curve: ThroughputCurve,
+        processor: Processor,
+        metrics: VersionMetrics,
+        on_crash: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._infer = infer
+        self._options = options
+        self._curve = curve
+        self._processor = processor
+        self._metrics = metrics
+        self._on_crash = on_crash
+        self._free_slots = options.slots
+        self._fixed_limit = _fixed_limit(options)
+        self._lines = tuple(_Line() for _ in Priority)
+        self._again: deque[Slice] = deque()  # what shared a batch that failed
+        self._running: set[_Batch] = set()
+        self._tasks: set[asyncio.Future[dict[str, Array]]] = set()
+        self._unanswered: set[Request] = set()
+        self._loop = asyncio.get_running_loop()
+        self._refuse: Callable[[], BlockserveError] | None = None
+        processor.join(self)
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests that wait for a slot or are being decoded."""
+        interactive, batch = self._lines
+        return interactive.places + batch.places
+
+    @property
+    def crashed(self) -> bool:
+        """Whether dispatching failed; such a batcher refuses everything."""
+        return self._refuse is _crashed
+
+    @property
+    def state(self) -> BatchingState:
+        """What it has learned, and how it is doing."""
+        return BatchingState(
+            batch_size_limit_rows=self._limit,
+            batch_size_is_learned=self._fixed_limit is None,
+            slots=self._options.slots,
+            queue_depth=self.queue_depth,
+            expected_wait_seconds=self._expected_wait(Priority.BATCH)[0],
+            lateness_seconds=self._lines[0].forecasts.margin_seconds,
+            curve=self._curve.points,
+        )
+
+    def admit(
+        self,
+        *,
+        rows: int,
+        deadline: float,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Request:
+        """Give a request a place in the queue; `submit` it there once it is decoded.
+
+        Args:
+            rows: The number of rows that it will bring.
+            deadline: Moment of `time.monotonic`, in seconds.
+            priority: Whose turn it is.
+
+        Raises:
+            Overloaded: The queue is full, or too long for the deadline.
+            DeadlineExceeded: The deadline has passed already.
+            Draining: The batcher is closed.
+            EngineFailure: The batcher has crashed.
+        """
+        expected_at = self.check(rows=rows, deadline=deadline, priority=priority)
+        line = self._lines[priority]
+        line.places += 1
+        line.rows += rows
+        return Request(
+            queue=self,
+            rows=rows,
+            deadline=deadline,
+            priority=priority,
+            expected_at=expected_at,
+            answer=self._loop.create_future(),
+        )
+
+    def check(self, *, rows: int, deadline: float, priority: Priority) -> float:
+        """Say when an answer could be there, without taking a place; see `admit`."""
+        if self._refuse is not None:
+            raise self._refuse()
+        now = monotonic()
+        if deadline <= now:
+            raise expired()
+        wait, own = self._expected_wait(priority, rows)
+        self._check_depth(priority, wait)
+        expected_at = now + wait + own
+        late = expected_at + self._lines[priority].forecasts.margin_seconds - deadline
+        # An idle engine tries: were the forecast wrong, nothing else would correct it.
+        if late > 0 and (self._running or self.queue_depth):
+            raise Overloaded(
+                f"{self.queue_depth} requests wait and an answer would take about "
+                f"{expected_at - now:.2g} s, which is more than the request's time of "
+                f"{deadline - now:.2g} s; try again later, or allow more time",
+                code="deadline_unreachable",
+                retry_after_seconds=late,
+            )
+        return expected_at
+
+    def submit(
+        self,
+        tensors: Tensors,
+        *,
+        rows: int,
+        deadline: float,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Answer:
+        """Admit and queue rows at once; see `admit` and `Request.submit`."""
+        request = self.admit(rows=rows, deadline=deadline, priority=priority)
+        try:
+            answer = request.submit(tensors)
+        except BlockserveError:
+            self.release(request)
+            raise
+        answer.add_done_callback(lambda _: self.release(request))
+        return answer
+
+    def enqueue(self, request: Request, tensors: Tensors) -> Answer:
+        """Let an admitted request wait for a slot; see `Request.submit`."""
+        now = monotonic()
+        if self._refuse is not None:
+            raise self._refuse()
+        if request.deadline <= now:
+            raise expired()
+        request.tensors = tensors
+        request.queued_at = now
+        remaining = request.deadline - now
+        request.expiry = self._loop.call_later(remaining, request.fail_expired)
+        self._unanswered.add(request)
+        line = self._lines[request.priority]
+        if not line.waiting:
+            self._processor.awake(self)
+        line.waiting[request] = None
+        line.waiting_rows += request.rows
+        if delay := self._options.max_queue_delay_seconds:
+            self._loop.call_later(delay, self._ripen, request)
+        else:
+            request.is_ripe = True
+        self._processor.dispatch_soon()
+        return request.answer
+
+    def release(self, request: Request) -> None:
+        """Let go of a request that is answered, or withdraw it."""
+        line = self._lines[request.priority]
+        if request.expiry is None:  # it was never submitted
+            line.places -= 1
+            line.rows -= request.rows
+            return
+        request.expiry.cancel()
+        self._unanswered.discard(request)
+        if request in line.waiting:
+            request.answer.cancel()
+            self._leave(request)
+        elif not request.answer.cancelled():
+            line.forecasts.observe(monotonic() - request.expected_at)
+
+    def close(self) -> None:
+        """Refuse new requests and fail those that have no answer yet."""
+        self._stop(_closed)
+
+    @property
+    def wants_slot(self) -> bool:
+        """Whether a batch could start now; see `Member`."""
+        if not self._free_slots:
+            return False
+        if self._again:
+            return True
+        lines = [line for line in self._lines if line.waiting]
+        return bool(lines) and (
+            any(next(iter(line.waiting)).is_ripe for line in lines)
+            or self._waiting_rows >= self._limit
+        )
+
+    def start_batch(self) -> float | None:
+        """Start a batch of what waits; see `Member`."""
+        try:
+            slices = self._take()
+            if not slices:
+                return None
+            rows = sum(part.rows for part in slices)
+            padded_rows = self._padded(rows)
+            batch = _Batch(
+                slices=slices,
+                rows=rows,
+                padded_rows=padded_rows,
+                started_at=monotonic(),
+                expected_seconds=self._curve.seconds(padded_rows),
+            )
+        except Exception as error:
+            self._crash(error)
+            return None
+        self._free_slots -= 1
+        self._running.add(batch)
+        task = self._loop.create_task(self._compute(batch))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._finished, batch))
+        return batch.expected_seconds
+
+    @property
+    def _limit(self) -> int:
+        """Most rows in one batch."""
+        return self._fixed_limit or self._curve.preferred_batch_size
+
+    def _padded(self, rows: int) -> int:
+        sizes = self._options.allowed_batch_sizes
+        return min(size for size in sizes if size >= rows) if sizes else rows
+
+    @property
+    def _waiting_rows(self) -> int:
+        interactive, batch = self._lines
+        return interactive.waiting_rows + batch.waiting_rows
+
+    def _check_depth(self, priority: Priority, wait_seconds: float) -> None:
+        limit = self._options.max_queue_depth
+        if self.queue_depth >= limit:
+            self._processor.dispatch()  # some may only wait for this moment to pass
+        if self.queue_depth >= limit:
+            raise Overloaded(
+                f"the queue is full ({limit} requests wait); try again later",
+                retry_after_seconds=wait_seconds,
+            )
+        share = max(1, int(limit * BATCH_PRIORITY_SHARE))
+        if priority is Priority.BATCH and self._lines[priority].places >= share:
+            raise Overloaded(
+                f"{share} requests of batch priority wait; try again later",
+                retry_after_seconds=wait_seconds,
+            )
+
+    def _expected_wait(self, priority: Priority, rows: int = 1) -> tuple[float, float]:
+        """Seconds until the last of `rows` new rows starts, and that they take then."""
+        limit = self._limit
+        ahead = sum(line.rows for line in self._lines[: priority + 1])
+        if not ahead and rows <= limit and self._free_slots:
+            return 0.0, self._curve.seconds(rows)
+        batches = -(-(ahead + rows) // limit)
+        own = self._curve.seconds(ahead + rows - (batches - 1) * limit)
+        busy = (batches - 1) * self._curve.seconds(limit)
+        if ahead or not self._free_slots:
+            now = monotonic()
+            for batch in self._running:
+                busy += max(0.0, batch.started_at + batch.expected_seconds - now)
+        return busy / self._options.slots, own
+
+    def _take(self) -> Sequence[Slice]:
+        """Remove the next batch from the queue; empty if nothing live waits."""
+        while self._again:
+            part = self._again.popleft()
+            if not part.request.answer.done():
+                return [part]
+        limit = self._limit
+        # Two that came together have each a slot of their own, if both are free.
+        room = min(limit, -(-self._waiting_rows // self._free_slots))
+        now = monotonic()
+        batch: list[Slice] = []
+        for line in self._lines:
+            while line.waiting:
+                request = next(iter(line.waiting))
+                if request.answer.done():  # cancelled, or failed in another batch
+                    self._leave(request)
+                    continue
+                if request.deadline <= now:  # a busy event loop runs its timers late
+                    request.fail(expired())
+                    continue
+                left = request.rows - request.taken
+                if batch and left > room:
+                    return batch  # only a request that no batch can hold is split
+                rows = min(left, limit)
+                batch.append(self._slice(request, rows, now))
+                room -= rows
+                if room <= 0:
+                    return batch
+        return batch
+
+    def _slice(self, request: Request, rows: int, now: float) -> Slice:
+        """Take the next rows of the request at the head of its line."""
+        assert request.tensors is not None  # noqa: S101, it waits
+        if request.taken == 0:
+            self._metrics.queue_seconds.observe(now - request.queued_at)
+        start, stop = request.taken, request.taken + rows
+        part = Slice(
+            request=request,
+            tensors=slice_rows(request.tensors, start, stop, rows=request.rows),
+            start=start,
+            stop=stop,
+        )
+        request.taken = stop
+        line = self._lines[request.priority]
+        line.rows -= rows
+        line.waiting_rows -= rows
+        if stop == request.rows:
+            self._leave(request)
+        return part
+
+    def _leave(self, request: Request) -> None:
+        line = self._lines[request.priority]
+        del line.waiting[request]
+        line.places -= 1
+        line.rows -= request.rows - request.taken
+        line.waiting_rows -= request.rows - request.taken
+
+    def _ripen(self, request: Request) -> None:
+        request.is_ripe = True
+        self._processor.dispatch()
+
+    async def _compute(self, batch: _Batch) -> dict[str, Array]:
+        tensors = concatenate([part.tensors for part in batch.slices])
+        if batch.padded_rows > batch.rows:
+            padding = batch.padded_rows - batch.rows
+            tensors = {name: _pad(array, padding) for name, array in tensors.items()}
+        outputs = await self._infer(tensors)
+        if self._options.batched:
+            _check_rows(outputs, batch.padded_rows)
+        return outputs
+
+    def _finished(self, batch: _Batch, task: asyncio.Future[dict[str, Array]]) -> None:
+        seconds = monotonic() - batch.started_at
+        self._tasks.discard(task)
+        self._running.discard(batch)
+        self._free_slots += 1
+        try:
+            error = _error_of(task)
+            if error is not None:
+                self._fail(batch, error)
+            else:
+                self._curve.observe(batch.padded_rows, seconds)
+            # First the engine's next batch, then this one's answers.
+            self._processor.finished(
+                self, surplus_seconds=seconds - batch.expected_seconds
+            )
+            if error is None:
+                self._metrics.inference_seconds.observe(seconds)
+                self._metrics.batch_size_rows.observe(batch.rows)
+                self._answer(batch, task.result())
+        except Exception as unforeseen:
+            self._crash(unforeseen)
+
+    def _answer(self, batch: _Batch, outputs: dict[str, Array]) -> None:
+        offset = 0
+        for part in batch.slices:
+            end = offset + part.rows
+            if not self._options.batched or len(batch.slices) == 1 == batch.padded_rows:
+                part.resolve(outputs)
+            else:
+                part.resolve({name: a[offset:end] for name, a in outputs.items()})
+            offset = end
+
+    def _fail(self, batch: _Batch, error: BaseException) -> None:
+        if len(batch.slices) == 1:
+            batch.slices[0].request.fail(_as_failure(error))
+            return
+        # One of them may be at fault: alone, each fails or succeeds for itself.
+        logger.warning("a batch of %d requests failed: %r", len(batch.slices), error)
+        self._again.extend(batch.slices)
+
+    def _crash(self, error: BaseException) -> None:
+        logger.error("dispatching failed; refusing requests", exc_info=error)
+        self._metrics.dispatcher_crashes.inc()
+        self._stop(_crashed)
+        self._on_crash()
+
+    def _stop(self, reason: Callable[[], BlockserveError]) -> None:
+        self._refuse = self._refuse or reason
+        self._processor.leave(self)
+        self._again.clear()
+        for request in tuple(self._unanswered):
+            # A new exception each time: a raised one keeps growing its traceback.
+            request.fail(reason())
+
+
+def _fixed_limit(options: BatchingOptions) -> int | None:
+    """Most rows in one batch, where that is not learned."""
+    if not options.batched:
+        return 1
+    if options.max_batch_size and options.allowed_batch_sizes:
+        return min(options.max_batch_size, max(options.allowed_batch_sizes))
+    return options.max_batch_size
+
+
+def _check_rows(outputs: dict[str, Array], rows: int) -> None:
+    for name, array in outputs.items():
+        if array.shape[:1] != (rows,):
+            raise EngineFailure(
+                f"the engine answered {rows} rows with {name!r} of shape "
+                f"{list(array.shape)}"
+            )
+
+
+def _pad(array: Array, rows: int) -> Array:
+    empty = np.zeros((rows, *array.shape[1:]), array.dtype)
+    return np.concatenate([array, empty])
+
+
+def _error_of(task: asyncio.Future[dict[str, Array]]) -> BaseException | None:
+    if task.cancelled():
+        return EngineFailure("the engine's call was cancelled")
+    return task.exception()
+
+
+def _as_failure(error: BaseException) -> BlockserveError:
+    if isinstance(error, BlockserveError):
+        return error
+    logger.error("the engine failed", exc_info=error)
+    return EngineFailure("the engine failed at this request; the server's log says why")
+
+
+def _closed() -> BlockserveError:
+    return Draining("this model version is being unloaded; try again")
+
+
+def _crashed() -> BlockserveError:
+    return EngineFailure("the batcher has failed; the server's log says why")

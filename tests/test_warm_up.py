@@ -1,0 +1,122 @@
+"""What is run and measured before a version gets requests, on a clock of its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service import warm_up as module
+from service.settings import Settings
+from service.tensors import Signature, Tensors, TensorSpec
+from service.warm_up import warm_up
+
+
+class Clockwork:
+    """An engine whose calls take what `seconds` says of their size, and no real time.
+
+    The first call at a size takes ten times as long.
+    """
+
+    kind = "clockwork"
+    slots = 1
+
+    def __init__(self, seconds: Mapping[int, float], signature: Signature) -> None:
+        self._seconds = seconds
+        self.signatures = {signature.name: signature}
+        self.now = 0.0
+        self.sizes: list[int] = []
+
+    async def infer(self, _signature: str, tensors: Tensors) -> dict[str, Any]:
+        (array,) = tensors.values()
+        size = len(array)
+        low = max(s for s in self._seconds if s <= size)
+        first = size not in self.sizes
+        self.now += self._seconds[low] * (10 if first else 1)
+        self.sizes.append(size)
+        return {"y": array}
+
+    def close(self) -> None:
+        pass
+
+
+def signature(
+    shape: tuple[int | None, ...] = (None, 2), dtype: str = "uint8"
+) -> Signature:
+    spec = TensorSpec(name="x", dtype=np.dtype(dtype), shape=shape)
+    answer = TensorSpec(name="y", dtype=np.dtype("float32"), shape=shape)
+    return Signature(name="serve", inputs={"x": spec}, outputs={"y": answer})
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Warm an engine up; answers the engine and the curve."""
+
+    async def run(
+        seconds: Mapping[int, float],
+        asked: Signature | None = None,
+        **settings: Any,
+    ) -> Any:
+        asked = asked or signature()
+        engine = Clockwork(seconds, asked)
+        monkeypatch.setattr(module, "perf_counter", lambda: engine.now)
+        chosen = Settings(repository=tmp_path, **settings)
+        return engine, await warm_up(engine, asked, chosen)
+
+    return run
+
+
+async def test_the_curve_is_what_calls_take_once_they_are_warm(run: Any) -> None:
+    _, curve = await run({1: 0.01, 2: 0.012, 4: 0.014, 8: 0.02, 16: 0.03, 32: 0.05})
+    seconds = {point.batch_size_rows: point.seconds for point in curve.points}
+    assert seconds == pytest.approx(
+        {1: 0.01, 2: 0.012, 4: 0.014, 8: 0.02, 16: 0.03, 32: 0.05}
+    )
+    assert curve.preferred_batch_size == 32
+
+
+async def test_sizes_stop_growing_where_they_bring_nothing(run: Any) -> None:
+    engine, curve = await run({1: 0.01, 2: 0.012, 4: 0.025, 8: 0.06, 16: 0.13})
+    assert max(engine.sizes) == 8
+    assert curve.preferred_batch_size == 2
+
+
+async def test_sizes_stop_growing_where_a_call_takes_too_long(run: Any) -> None:
+    engine, curve = await run({1: 0.4, 2: 0.6, 4: 0.8})
+    assert max(engine.sizes) == 2
+    assert curve.preferred_batch_size == 2
+
+
+async def test_every_size_up_to_the_preferred_one_has_been_run(run: Any) -> None:
+    engine, curve = await run({1: 0.01, 8: 0.01, 9: 0.1})
+    assert curve.preferred_batch_size == 8
+    assert set(range(1, 9)) <= set(engine.sizes)
+
+
+async def test_a_size_set_by_hand_is_measured_whatever_the_curve_says(
+    run: Any,
+) -> None:
+    engine, _ = await run({1: 0.01, 2: 1.0}, max_batch_size=12)
+    assert set(engine.sizes) >= {1, 2, 4, 8, 12}
+
+
+async def test_only_allowed_sizes_are_run(run: Any) -> None:
+    engine, curve = await run({1: 0.01, 9: 0.02}, allowed_batch_sizes=(8, 2, 16))
+    assert set(engine.sizes) == {2, 8, 16}
+    assert curve.preferred_batch_size == 8
+
+
+async def test_a_signature_without_a_batch_is_run_as_it_is(run: Any) -> None:
+    engine, curve = await run({1: 0.01}, signature((5, 2)))
+    assert set(engine.sizes) == {5}
+    assert curve.preferred_batch_size == 1
+
+
+@pytest.mark.parametrize(
+    "asked", [signature((None,), "object"), signature((None, None, 3))]
+)
+async def test_what_cannot_be_made_up_is_not_run(run: Any, asked: Signature) -> None:
+    engine, curve = await run({1: 0.01}, asked)
+    assert engine.sizes == []
+    assert curve.preferred_batch_size == 32
