@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from service.app import create_app
 from service.errors import InvalidSettings
 from service.gateway import Gateway
 from service.grpc.server import create_server
+from service.metrics import Metrics
+from service.ports import BACKLOG, GRPC_FLAG, HTTP_FLAG, cannot_listen, join, listen
 from service.settings import Settings
 
-BACKLOG: Final = 2048
 GRPC_GRACE_SECONDS: Final = 0.5
 
 
@@ -70,33 +72,50 @@ class Running:
     stop: Callable[[], None]
 
 
-async def run(settings: Settings, *, on_start: Callable[[Running], None]) -> None:
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """The fastest event loop that this platform has."""
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop  # noqa: PLC0415, it does not exist everywhere
+
+    return uvloop.new_event_loop()
+
+
+async def run(
+    settings: Settings,
+    *,
+    on_start: Callable[[Running], None],
+    metrics: Metrics | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted.
 
     Args:
-        settings: How to run.
+        settings: How to run; with several workers, this is one and shares its ports.
         on_start: Called once both ports are open and every model has been tried.
+        metrics: Where to count; `None` makes them.
 
     Raises:
         InvalidSettings: A port is taken, or the TLS files are not what they should be.
     """
     with _signals_held() as held:
-        await _run(settings, on_start, held)
+        await _run(settings, on_start, metrics, held)
 
 
 async def _run(
-    settings: Settings, on_start: Callable[[Running], None], held: Sequence[int]
+    settings: Settings,
+    on_start: Callable[[Running], None],
+    metrics: Metrics | None,
+    held: Sequence[int],
 ) -> None:
     _check_tls(settings)
-    gateway = Gateway(settings)
-    listener = _listen(settings.host, settings.http_port)
+    gateway = Gateway(settings, metrics)
+    take_port = listen if settings.workers == 1 else join
+    listener = take_port(settings.host, settings.http_port, HTTP_FLAG)
     try:
         grpc_server, grpc_port = create_server(gateway)
     except RuntimeError as error:
         listener.close()
-        raise _cannot_listen(
-            settings.host, settings.grpc_port, "--grpc-port"
-        ) from error
+        raise cannot_listen(settings.host, settings.grpc_port, GRPC_FLAG) from error
 
     async def start_grpc() -> None:
         await grpc_server.start()
@@ -115,7 +134,9 @@ async def _run(
         ws="none",
         log_config=None,
         access_log=False,
+        backlog=BACKLOG,
         server_header=False,
+        proxy_headers=False,  # nothing here asks who the client is
         lifespan="on",
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
@@ -162,18 +183,3 @@ def _check_tls(settings: Settings) -> None:
         raise InvalidSettings(
             f"tls_certificate, tls_key: not a PEM certificate and its key: {error}"
         ) from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise _cannot_listen(host, port, "--http-port") from error
-
-
-def _cannot_listen(host: str, port: int, flag: str) -> InvalidSettings:
-    return InvalidSettings(
-        f"cannot listen on {host} port {port}: another program does, or the address is "
-        f"not this machine's; choose another with {flag} or --host"
-    )

@@ -1,12 +1,12 @@
 """`blockserve serve`: the gateway."""
 
 import asyncio
-import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from models.card import SAMPLE_FILE
+from service import logs
 from service.errors import InvalidSettings
 from service.repository import scan
 from service.settings import Settings
@@ -24,7 +25,6 @@ from service.settings import Settings
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104, not bound
 ENDINGS: Final = (signal.SIGINT, signal.SIGTERM)
 SIGNALLED: Final = 128  # what shells add to the signal that has ended a program
-LOG_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s  %(message)s"
 
 
 def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -> None:
@@ -35,17 +35,31 @@ def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -
     settings = settings or Settings()
     if _is_empty(settings.repository):
         _build_demo(settings.repository)
-    _configure_logging(settings.log_level)
+    logs.configure(settings.log_level)
     # Imported late: the servers are not needed to say what is wrong with a setting.
-    from service.server import run  # noqa: PLC0415
+    if settings.workers == 1:
+        _serve_alone(settings)
+    else:
+        _serve_with_workers(settings)
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+
+def _serve_alone(settings: Settings) -> None:
+    from service.server import new_event_loop, run  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(
             run(
                 settings,
                 on_start=lambda it: _announce(settings, it.http_port, it.grpc_port),
             )
         )
+
+
+def _serve_with_workers(settings: Settings) -> None:
+    from service.workers.supervisor import supervise  # noqa: PLC0415
+
+    status = asyncio.run(supervise(settings, on_start=partial(_announce, settings)))
+    sys.exit(status)
 
 
 def _is_empty(repository: Path) -> bool:
@@ -96,23 +110,6 @@ def _run_until_signalled(command: Sequence[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return SIGNALLED + signals[0] if signals else status
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format=LOG_FORMAT)
-    if level != "debug":
-        # What clients do wrong is told to them, and no news for the operator.
-        logging.getLogger("uvicorn").setLevel(logging.ERROR)
-        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop  # noqa: PLC0415, it does not exist everywhere
-
-    return uvloop.new_event_loop
 
 
 def _announce(settings: Settings, http_port: int, grpc_port: int) -> None:

@@ -19,8 +19,9 @@ def create_server(gateway: Gateway) -> tuple[grpc.aio.Server, int]:
         RuntimeError: The port is taken.
     """
     settings = gateway.settings
-    # Without this two gateways would share the port and each get half the calls.
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    # Not by default: two gateways would share the port and each get half the calls.
+    shared = int(settings.workers > 1)
+    server = grpc.aio.server(options=[("grpc.so_reuseport", shared)])
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address = f"{_bracketed(settings.host)}:{settings.grpc_port}"

@@ -37,7 +37,8 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
-        body, content_type = gateway.metrics.render(request.headers.get("accept", ""))
+        accept = request.headers.get("accept", "")
+        body, content_type = await gateway.metrics.exposition(accept)
         return Response(body, headers={"content-type": content_type})
 
     return routes
