@@ -6,6 +6,7 @@ from time import monotonic
 
 from service.classification import Classifier
 from service.errors import Draining
+from service.event_loop import EventLoopLag
 from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
@@ -25,6 +26,7 @@ class Gateway:
         self.repository = Repository(settings, self.metrics, on_change=self._changed)
         self.classifier = Classifier(settings, self.repository)
         self._draining = False
+        self._lag = EventLoopLag()
         self._listeners: list[Callable[[], None]] = []
 
     @property
@@ -41,13 +43,15 @@ class Gateway:
     def deadline(self, timeout_seconds: float | None) -> float:
         """The moment of `time.monotonic` at which a request's time is up.
 
+        To be asked as it arrives: what it has waited to be read is part of its time.
+
         Args:
             timeout_seconds: What the client asked for; `None` gives the default.
         """
         settings = self.settings
         timeout = timeout_seconds or settings.request_timeout_seconds
         allowed = min(timeout, settings.max_request_timeout_seconds)
-        return monotonic() + allowed
+        return monotonic() + allowed - self._lag.seconds_at_arrival()
 
     def admit(self) -> None:
         """Check that new work is taken.

@@ -82,7 +82,7 @@ class RequestScope:
         metrics = self._metrics
         metrics.in_flight[self._protocol].dec()
         if error is not None:
-            metrics.errors_total.labels(*key, _kind_of(error)).inc()
+            metrics.failed(key, _kind_of(error)).inc()
         total, duration = metrics.answered(key)
         total.inc()
         duration.observe(seconds)
@@ -160,6 +160,7 @@ class Metrics:
         )
         # Looking a child up by its labels costs more than counting does.
         self._answered: dict[tuple[Protocol, str, str], tuple[Counter, Histogram]] = {}
+        self._failed: dict[tuple[tuple[Protocol, str, str], str], Counter] = {}
         self.in_flight = {
             protocol: self.requests_in_flight.labels(protocol)
             for protocol in get_args(Protocol)
@@ -192,8 +193,9 @@ class Metrics:
             self.dispatcher_crashes_total,
         ):
             metric.remove_by_labels(labels)
-        for protocol in get_args(Protocol):
-            self._answered.pop((protocol, model, str(version)), None)
+        gone = (model, str(version))
+        self._answered = {k: v for k, v in self._answered.items() if k[1:] != gone}
+        self._failed = {k: v for k, v in self._failed.items() if k[0][1:] != gone}
 
     def request(self, protocol: Protocol) -> RequestScope:
         """Count and time one request; errors that pass through are counted by code."""
@@ -207,6 +209,13 @@ class Metrics:
                 self.requests_total.labels(*key),
                 self.request_duration_seconds.labels(*key),
             )
+        return series
+
+    def failed(self, key: tuple[Protocol, str, str], kind: str) -> Counter:
+        """Count of requests that ended with an error of a kind."""
+        series = self._failed.get((key, kind))
+        if series is None:
+            series = self._failed[key, kind] = self.errors_total.labels(*key, kind)
         return series
 
     def render(self, accept: str) -> tuple[bytes, str]:

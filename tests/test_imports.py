@@ -23,7 +23,7 @@ LAYERS: Final = (
     ("service.served_version", "service.warm_up"),
     ("service.batching", "service.imaging"),
     ("service.engines",),
-    ("service.metrics",),
+    ("service.event_loop", "service.metrics"),
     ("service.tensors", "service.settings", "service.ports", "service.logs"),
     ("service.errors",),
 )

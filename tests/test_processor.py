@@ -52,7 +52,7 @@ class Shared:
         )
         finished = self.processor.finished
         self.processor.finished = (  # type: ignore[method-assign]
-            lambda member, *, surplus_seconds: finished(member, surplus_seconds=0.0)
+            lambda member, **_: finished(member, surplus_seconds=0.0)
         )
         return batcher
 

@@ -2,7 +2,7 @@
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import orjson
@@ -26,20 +26,9 @@ FORMS: Final = (
 
 
 async def read_body(
-    receive: Receive,
-    headers: Mapping[bytes, bytes],
-    *,
-    max_bytes: int,
-    before_waiting: Callable[[], None],
+    receive: Receive, headers: Mapping[bytes, bytes], *, max_bytes: int
 ) -> bytes:
     """The whole body.
-
-    Args:
-        receive: Where it comes from.
-        headers: What the client says of it.
-        max_bytes: Most bytes that are read.
-        before_waiting: Called once where the body is not there at once; what it raises
-            ends the request before more is read.
 
     Raises:
         TooLarge: It is longer than `max_bytes`; told from its header where it has one.
@@ -61,8 +50,6 @@ async def read_body(
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if len(chunks) == 1:
-            before_waiting()
 
 
 def images_of(

@@ -130,17 +130,12 @@ class ClassifyEndpoint:
         priority = _priority(headers)
         target = _target(scope["path_params"])
         top_k = _top_k(scope["query_string"])
-
-        def check() -> None:
-            gateway.classifier.check(target, deadline=deadline, priority=priority)
-
+        # Before the body: under overload, what is refused must cost next to nothing.
+        gateway.classifier.check(target, deadline=deadline, priority=priority)
         try:
             async with asyncio.timeout(deadline - monotonic()):
                 body = await read_body(
-                    receive,
-                    headers,
-                    max_bytes=gateway.settings.max_body_bytes,
-                    before_waiting=check,
+                    receive, headers, max_bytes=gateway.settings.max_body_bytes
                 )
         except TimeoutError as error:
             raise DeadlineExceeded(

@@ -1,0 +1,76 @@
+"""What a request may have waited in its socket, by a clock that the tests set."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from service import event_loop, gateway
+from service.event_loop import EventLoopLag
+from service.gateway import Gateway
+from service.settings import Settings
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (event_loop, gateway):
+        monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+async def turn_of(seconds: float, lag: EventLoopLag, clock: Clock) -> None:
+    lag.seconds_at_arrival()
+    clock.now += seconds
+    await asyncio.sleep(0)
+
+
+async def test_the_first_request_has_not_waited() -> None:
+    assert EventLoopLag().seconds_at_arrival() == 0
+
+
+async def test_a_request_may_have_waited_as_long_as_the_turn_before_took(
+    clock: Clock,
+) -> None:
+    lag = EventLoopLag()
+    await turn_of(0.3, lag, clock)
+    assert lag.seconds_at_arrival() == pytest.approx(0.3)
+
+
+async def test_all_requests_of_a_turn_may_have_waited_through_the_one_before(
+    clock: Clock,
+) -> None:
+    lag = EventLoopLag()
+    await turn_of(0.3, lag, clock)
+    assert lag.seconds_at_arrival() == pytest.approx(0.3)
+    clock.now += 0.1
+    assert lag.seconds_at_arrival() == pytest.approx(0.3)
+    await asyncio.sleep(0)
+    assert lag.seconds_at_arrival() == pytest.approx(0.1)
+
+
+async def test_after_a_pause_nothing_waits_any_more(clock: Clock) -> None:
+    lag = EventLoopLag()
+    await turn_of(0.3, lag, clock)
+    clock.now += 0.31
+    assert lag.seconds_at_arrival() == 0
+
+
+async def test_what_a_request_has_waited_is_part_of_its_time(
+    clock: Clock, tmp_path: Path
+) -> None:
+    gateway = Gateway(Settings(engine="stub", repository=tmp_path))
+    assert gateway.deadline(2) == clock.now + 2
+    clock.now += 0.5
+    await asyncio.sleep(0)
+    assert gateway.deadline(2) == pytest.approx(clock.now + 1.5)
+    await gateway.stop()
