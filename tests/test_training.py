@@ -285,18 +285,33 @@ def test_training_stops_when_it_gets_no_better_and_keeps_the_best_weights() -> N
 
 
 class Interrupting(Classification):
-    """Presses Ctrl-C while certain batches are prepared."""
+    """Presses Ctrl-C while a certain batch is prepared."""
 
-    def __init__(self, *presses: int) -> None:
+    def __init__(self, press: int) -> None:
         super().__init__()
-        self._presses = presses
+        self._press = press
         self._batches = 0
 
-    def batch(self, *arguments: Any) -> Any:
+    def batch(self, split: Split, *arguments: Any) -> Any:
         self._batches += 1
-        if self._batches in self._presses:
+        if self._batches == self._press:
             os.kill(os.getpid(), signal.SIGINT)
-        return super().batch(*arguments)
+        return super().batch(split, *arguments)
+
+
+class InterruptingTwice(Interrupting):
+    """Presses it once more in the validation, which the first one leads to."""
+
+    def __init__(self, press: int, *, training: Split) -> None:
+        super().__init__(press)
+        self._training = training
+        self._is_done = False
+
+    def batch(self, split: Split, *arguments: Any) -> Any:
+        if split is not self._training and not self._is_done:
+            self._is_done = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().batch(split, *arguments)
 
 
 def test_ctrl_c_ends_the_training_and_keeps_what_was_learned() -> None:
@@ -343,11 +358,11 @@ def test_a_training_that_diverges_says_so_at_once() -> None:
 
 
 def test_a_second_ctrl_c_ends_the_program() -> None:
-    """The second comes with the validation, which the first one leads to."""
+    dataset = bars(1024)
     with pytest.raises(KeyboardInterrupt), redirect_stdout(io.StringIO()):
         train(
             tiny_model(),
-            Interrupting(*range(2, 1000)),
-            bars(1024),
+            InterruptingTwice(2, training=dataset.train),
+            dataset,
             Schedule(epochs=50, patience_epochs=50),
         )
