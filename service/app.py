@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
-from service.http.auth import RequireToken
+from service.http.auth import RequireToken, Token
 from service.settings import Settings
 
 
@@ -46,26 +46,24 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    endpoint = classify.ClassifyEndpoint(gateway)
-    app.router.routes[:0] = classify.routes(endpoint)
+    app.router.routes[:0] = classify.routes(classify.ClassifyEndpoint(gateway))
     app.include_router(operations.router(gateway))
     app.include_router(models.router(gateway))
     errors.install(app)
     openapi.document(app)
-    _put_outermost(app, endpoint, gateway.settings)
+    if token := _token(gateway.settings):
+        app.add_middleware(RequireToken, token=token)
     return app
 
 
-def _put_outermost(
-    app: FastAPI, endpoint: classify.ClassifyEndpoint, settings: Settings
-) -> None:
-    """Let the hot path pass by FastAPI's own middleware, and nothing by the token."""
-    build = app.build_middleware_stack
+def create_asgi(gateway: Gateway) -> ASGIApp:
+    """The application with a shortcut to its hot endpoint: what the server runs."""
+    return classify.Shortcut(
+        create_app(gateway=gateway),
+        classify.ClassifyEndpoint(gateway),
+        token=_token(gateway.settings),
+    )
 
-    def build_middleware_stack() -> ASGIApp:
-        stack: ASGIApp = classify.Shortcut(build(), endpoint)
-        if settings.token is None:
-            return stack
-        return RequireToken(stack, token=settings.token.get_secret_value())
 
-    app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
+def _token(settings: Settings) -> Token | None:
+    return Token(settings.token.get_secret_value()) if settings.token else None

@@ -24,7 +24,7 @@ from service.metrics import RequestScope
 from service.repository import Repository
 from service.served_version import ServedVersion
 from service.settings import Settings
-from service.tensors import Array, Signature
+from service.tensors import Array
 
 T = TypeVar("T")
 
@@ -87,8 +87,7 @@ class Classifier:
             BlockserveError: As `classify` would.
         """
         with self._lease(target) as served:
-            signature, _ = _image_signature(served)
-            batcher = served.batchers[signature.name]
+            _, batcher = served.for_images
             batcher.check(rows=1, deadline=deadline, priority=priority)
 
     async def classify(
@@ -120,8 +119,7 @@ class Classifier:
         self._check(images, top_k)
         with self._lease(target) as served:
             scope.resolved(served.name, served.version)
-            signature, image_input = _image_signature(served)
-            batcher = served.batchers[signature.name]
+            image_input, batcher = served.for_images
             started = perf_counter()
             with batcher.admit(
                 rows=len(images), deadline=deadline, priority=priority
@@ -140,8 +138,9 @@ class Classifier:
                     place.submit({image_input.tensor: rows})
                 )
         scores = _probabilities(served.card, outputs)
-        indices = np.argsort(-scores, axis=1, kind="stable")
-        indices = indices[:, : top_k or self._settings.top_k]
+        # The methods, for numpy's functions of that name look for others first.
+        order = (-scores).argsort(axis=1, kind="stable")
+        indices = order[:, : top_k or self._settings.top_k]
         return Classification(
             model=served.name,
             version=served.version,
@@ -206,20 +205,6 @@ class Classifier:
         except BlockserveError as error:
             error.message = which + error.message
             raise
-
-
-def _image_signature(served: ServedVersion) -> tuple[Signature, ImageInput]:
-    """The signature whose only input is the card's image tensor."""
-    image_input = served.card.image_input
-    if image_input is not None:
-        for signature in served.engine.signatures.values():
-            if signature.inputs.keys() == {image_input.tensor}:
-                return signature, image_input
-    raise InvalidRequest(
-        f"model {served.name!r} version {served.version} has no image input to "
-        "classify with",
-        code="not_an_image_model",
-    )
 
 
 def _probabilities(card: ModelCard, outputs: dict[str, Array]) -> Array:

@@ -1,7 +1,11 @@
-"""How late the event loop is."""
+"""What asyncio does not tell: how late its loop is, and whether a coroutine waits."""
 
 import asyncio
+from collections.abc import Coroutine, Generator
 from time import monotonic
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class EventLoopLag:
@@ -31,3 +35,45 @@ class EventLoopLag:
         self._measured_at = monotonic()
         self._seconds = self._measured_at - self._turn_began_at
         self._turn_began_at = None
+
+
+class Eager(Generic[T]):
+    """A coroutine that has run up to the first moment at which it had to wait.
+
+    One that need not wait at all is done at once, and what its caller would set up for
+    the wait (a timer costs as much as reading a small request) can be spared.
+
+    Attributes:
+        is_done: Whether it came to its end; its `result` is there.
+
+    Raises:
+        Exception: What the coroutine raised before it had to wait.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.is_done = False
+        self._coroutine = coroutine
+        try:
+            self._waits_for = coroutine.send(None)
+        except StopIteration as end:
+            self.is_done = True
+            self.result: T = end.value
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Wait for the rest of it; once, and only where it is not done."""
+        waits_for = self._waits_for
+        try:
+            while True:
+                try:
+                    answer = yield waits_for
+                except BaseException as error:  # what it makes of it is its own affair
+                    waits_for = self._coroutine.throw(error)
+                else:
+                    waits_for = self._coroutine.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def close(self) -> None:
+        """End it where it waits, if it still does."""
+        self._coroutine.close()

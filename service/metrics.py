@@ -5,25 +5,22 @@ the number of time series is bounded.
 """
 
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from types import TracebackType
 from typing import Final, Literal, Self, get_args
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
+import prometheus_client
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from service.errors import BlockserveError, ClientDisconnected
+from service.series import Counter, Family, Gauge, Histogram, S
 
 Protocol = Literal["http", "grpc"]
 
@@ -78,14 +75,13 @@ class RequestScope:
         traceback: TracebackType | None,
     ) -> None:
         seconds = perf_counter() - self._started
-        key = (self._protocol, self.model, self.version)
+        labels = (self._protocol, self.model, self.version)
         metrics = self._metrics
         metrics.in_flight[self._protocol].dec()
         if error is not None:
-            metrics.failed(key, _kind_of(error)).inc()
-        total, duration = metrics.answered(key)
-        total.inc()
-        duration.observe(seconds)
+            metrics.errors_total.labels(*labels, _kind_of(error)).inc()
+        metrics.requests_total.labels(*labels).inc()
+        metrics.request_duration_seconds.labels(*labels).observe(seconds)
 
 
 def _kind_of(error: BaseException) -> str:
@@ -102,65 +98,61 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         version = ("model", "version")
-        self.requests_total = Counter(
-            "blockserve_requests_total",
+        durations = partial(Histogram, DURATION_BUCKETS_SECONDS)
+        self.requests_total = self._family(
+            "blockserve_requests",
             "Requests answered, errors included.",
             ("protocol", *version),
-            registry=self.registry,
+            Counter,
         )
-        self.errors_total = Counter(
-            "blockserve_errors_total",
+        self.errors_total = self._family(
+            "blockserve_errors",
             "Requests answered with an error, by its code.",
             ("protocol", *version, "kind"),
-            registry=self.registry,
+            Counter,
         )
-        self.request_duration_seconds = Histogram(
+        self.request_duration_seconds = self._family(
             "blockserve_request_duration_seconds",
             "Time from a request's arrival to its answer.",
             ("protocol", *version),
-            buckets=DURATION_BUCKETS_SECONDS,
-            registry=self.registry,
+            durations,
         )
-        self.requests_in_flight = Gauge(
+        self.requests_in_flight = self._family(
             "blockserve_requests_in_flight",
             "Requests that have arrived and are not answered yet.",
             ("protocol",),
-            registry=self.registry,
+            Gauge,
         )
-        self.stage_duration_seconds = Histogram(
+        self.stage_duration_seconds = self._family(
             "blockserve_stage_duration_seconds",
             "Time of one stage: decode and queue per request, inference per batch.",
             (*version, "stage"),
-            buckets=DURATION_BUCKETS_SECONDS,
-            registry=self.registry,
+            durations,
         )
-        self.batch_size_rows = Histogram(
+        self.batch_size_rows = self._family(
             "blockserve_batch_size_rows",
             "Rows in one engine call.",
             version,
-            buckets=BATCH_SIZE_BUCKETS_ROWS,
-            registry=self.registry,
+            partial(Histogram, BATCH_SIZE_BUCKETS_ROWS),
         )
-        self.queue_depth = Gauge(
+        self.queue_depth = prometheus_client.Gauge(
             "blockserve_queue_depth_requests",
             "Requests that wait for an engine slot or are being decoded.",
             version,
             registry=self.registry,
         )
-        self.dispatcher_crashes_total = Counter(
-            "blockserve_dispatcher_crashes_total",
+        self.dispatcher_crashes_total = self._family(
+            "blockserve_dispatcher_crashes",
             "Times that dispatching failed; the version refuses requests since.",
             version,
-            registry=self.registry,
+            Counter,
         )
-        self.model_load_failures_total = Counter(
-            "blockserve_model_load_failures_total",
+        self.model_load_failures_total = self._family(
+            "blockserve_model_load_failures",
             "Attempts to load a model version that failed.",
-            registry=self.registry,
-        )
-        # Looking a child up by its labels costs more than counting does.
-        self._answered: dict[tuple[Protocol, str, str], tuple[Counter, Histogram]] = {}
-        self._failed: dict[tuple[tuple[Protocol, str, str], str], Counter] = {}
+            (),
+            Counter,
+        ).labels()
         self.in_flight = {
             protocol: self.requests_in_flight.labels(protocol)
             for protocol in get_args(Protocol)
@@ -183,44 +175,33 @@ class Metrics:
     def forget(self, model: str, version: int) -> None:
         """Drop the time series of an unloaded version, so that they stay bounded."""
         labels = {"model": model, "version": str(version)}
-        for metric in (
+        for family in (
             self.requests_total,
             self.errors_total,
             self.request_duration_seconds,
             self.stage_duration_seconds,
             self.batch_size_rows,
-            self.queue_depth,
             self.dispatcher_crashes_total,
         ):
-            metric.remove_by_labels(labels)
-        gone = (model, str(version))
-        self._answered = {k: v for k, v in self._answered.items() if k[1:] != gone}
-        self._failed = {k: v for k, v in self._failed.items() if k[0][1:] != gone}
+            family.remove(labels)
+        self.queue_depth.remove_by_labels(labels)
 
     def request(self, protocol: Protocol) -> RequestScope:
         """Count and time one request; errors that pass through are counted by code."""
         return RequestScope(self, protocol)
 
-    def answered(self, key: tuple[Protocol, str, str]) -> tuple[Counter, Histogram]:
-        """Count and duration of requests of a protocol, a model and a version."""
-        series = self._answered.get(key)
-        if series is None:
-            series = self._answered[key] = (
-                self.requests_total.labels(*key),
-                self.request_duration_seconds.labels(*key),
-            )
-        return series
-
-    def failed(self, key: tuple[Protocol, str, str], kind: str) -> Counter:
-        """Count of requests that ended with an error of a kind."""
-        series = self._failed.get((key, kind))
-        if series is None:
-            series = self._failed[key, kind] = self.errors_total.labels(*key, kind)
-        return series
-
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition of this process; see `render`."""
         return render(self.registry, accept)
+
+    def _family(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        new: Callable[[], S],
+    ) -> Family[S]:
+        return Family(name, documentation, labels, new=new, registry=self.registry)
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """What `/metrics` answers: as `render`, or for all processes that serve."""

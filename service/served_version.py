@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Final, Self
 
 from models.card import ImageInput, ModelCard, OutputTensor
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.engines import Engine
+from service.errors import InvalidRequest
 from service.metrics import Metrics, VersionMetrics
 from service.settings import Settings
 from service.tensors import Signature
@@ -63,6 +64,24 @@ class ServedVersion:
         self._leases = 0
         self._closing = False
         self._unused = asyncio.Event()
+
+    @cached_property
+    def for_images(self) -> tuple[ImageInput, Batcher]:
+        """What an image becomes, and the signature with this as its only input.
+
+        Raises:
+            InvalidRequest: The model has no such signature.
+        """
+        image_input = self.card.image_input
+        if image_input is not None:
+            for name, signature in self.engine.signatures.items():
+                if signature.inputs.keys() == {image_input.tensor}:
+                    return image_input, self.batchers[name]
+        raise InvalidRequest(
+            f"model {self.name!r} version {self.version} has no image input to "
+            "classify with",
+            code="not_an_image_model",
+        )
 
     @property
     def queue_depth(self) -> int:

@@ -14,10 +14,11 @@ from typing import Final
 
 import uvicorn
 
-from service.app import create_app
+from service.app import create_asgi
 from service.errors import InvalidSettings
 from service.gateway import Gateway
 from service.grpc.server import create_server
+from service.http.protocol import HttpProtocol
 from service.metrics import Metrics
 from service.ports import BACKLOG, GRPC_FLAG, HTTP_FLAG, cannot_listen, join, listen
 from service.settings import Settings
@@ -129,8 +130,8 @@ async def _run(
         )
 
     config = uvicorn.Config(
-        create_app(gateway=gateway),
-        http="httptools",
+        create_asgi(gateway),
+        http=HttpProtocol,
         ws="none",
         log_config=None,
         access_log=False,

@@ -24,6 +24,7 @@ LAYERS: Final = (
     ("service.batching", "service.imaging"),
     ("service.engines",),
     ("service.event_loop", "service.metrics"),
+    ("service.series",),
     ("service.tensors", "service.settings", "service.ports", "service.logs"),
     ("service.errors",),
 )

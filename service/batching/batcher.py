@@ -15,6 +15,7 @@ changed, on arrival and when a slot frees.
 
 import asyncio
 import logging
+import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ BATCH_PRIORITY_SHARE: Final = 0.5
 # How forecasts are held against what came, as TCP does it for round trips (RFC 6298).
 LATENESS_STEP: Final = 1 / 16
 DEVIATIONS: Final = 3
+# uvloop's timers count milliseconds; a shorter one fires at once, again and again.
+SHORTEST_TIMER_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +186,9 @@ class Batcher:
         self._running: set[_Batch] = set()
         self._tasks: set[asyncio.Future[dict[str, Array]]] = set()
         self._unanswered: set[Request] = set()
+        # One timer for all of them: most are answered long before their deadlines.
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at = math.inf
         self._loop = asyncio.get_running_loop()
         self._refuse: Callable[[], BlockserveError] | None = None
         processor.join(self)
@@ -293,9 +299,9 @@ class Batcher:
             raise expired()
         request.tensors = tensors
         request.queued_at = now
-        remaining = request.deadline - now
-        request.expiry = self._loop.call_later(remaining, request.fail_expired)
         self._unanswered.add(request)
+        if request.deadline < self._expires_at:
+            self._expire_at(request.deadline, now)
         line = self._lines[request.priority]
         if not line.waiting:
             self._processor.awake(self)
@@ -311,11 +317,10 @@ class Batcher:
     def release(self, request: Request) -> None:
         """Let go of a request that is answered, or withdraw it."""
         line = self._lines[request.priority]
-        if request.expiry is None:  # it was never submitted
+        if request.tensors is None:  # it was never submitted
             line.places -= 1
             line.rows -= request.rows
             return
-        request.expiry.cancel()
         self._unanswered.discard(request)
         if request in line.waiting:
             request.answer.cancel()
@@ -398,7 +403,8 @@ class Batcher:
     def _expected_wait(self, priority: Priority, rows: int = 1) -> tuple[float, float]:
         """Seconds until the last of `rows` new rows starts, and that they take then."""
         limit = self._limit
-        ahead = sum(line.rows for line in self._lines[: priority + 1])
+        interactive, batch = self._lines
+        ahead = interactive.rows + (batch.rows if priority is Priority.BATCH else 0)
         if not ahead and rows <= limit and self._free_slots:
             return 0.0, self._curve.seconds(rows)
         batches = -(-(ahead + rows) // limit)
@@ -406,8 +412,8 @@ class Batcher:
         busy = (batches - 1) * self._curve.seconds(limit)
         if ahead or not self._free_slots:
             now = monotonic()
-            for batch in self._running:
-                busy += max(0.0, batch.started_at + batch.expected_seconds - now)
+            for running in self._running:
+                busy += max(0.0, running.started_at + running.expected_seconds - now)
         return busy / self._options.slots, own
 
     def _take(self) -> Sequence[Slice]:
@@ -466,6 +472,25 @@ class Batcher:
         line.places -= 1
         line.rows -= request.rows - request.taken
         line.waiting_rows -= request.rows - request.taken
+
+    def _expire_at(self, deadline: float, now: float) -> None:
+        """Look for requests whose time is up at the earliest of their deadlines."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at = deadline
+        wait_seconds = max(SHORTEST_TIMER_SECONDS, deadline - now)
+        self._expiry = self._loop.call_later(wait_seconds, self._expire)
+
+    def _expire(self) -> None:
+        now = monotonic()
+        self._expires_at = math.inf
+        for request in tuple(self._unanswered):
+            if request.deadline <= now:
+                request.fail(expired())
+            elif not request.answer.done():
+                self._expires_at = min(self._expires_at, request.deadline)
+        if self._expires_at < math.inf:
+            self._expire_at(self._expires_at, now)
 
     def _ripen(self, request: Request) -> None:
         request.is_ripe = True
@@ -530,6 +555,8 @@ class Batcher:
     def _stop(self, reason: Callable[[], BlockserveError]) -> None:
         self._refuse = self._refuse or reason
         self._processor.leave(self)
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._again.clear()
         for request in tuple(self._unanswered):
             # A new exception each time: a raised one keeps growing its traceback.

@@ -49,7 +49,6 @@ class Request:
         taken: Rows that have left the queue in batches.
         answered: Rows whose outputs are there.
         parts: Outputs by first row, for a request that spans several batches.
-        expiry: The timer that fails it at its deadline.
     """
 
     queue: Queue
@@ -64,7 +63,6 @@ class Request:
     taken: int = 0
     answered: int = 0
     parts: dict[int, dict[str, Array]] | None = None
-    expiry: asyncio.TimerHandle | None = None
 
     def submit(self, tensors: Tensors) -> Answer:
         """Queue the rows; cancel the returned future to give up.
@@ -99,10 +97,6 @@ class Request:
         """Answer with an error, unless there is an answer already."""
         if not self.answer.done():
             self.answer.set_exception(error)
-
-    def fail_expired(self) -> None:
-        """Tell the caller that its time ran out, unless there is an answer already."""
-        self.fail(expired())
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -8,23 +8,37 @@ from service.http.errors import JSON, error_body
 from service.http.operations import HEALTH_PATHS
 
 
+class Token:
+    """The bearer token that requests must carry."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    def is_in(self, scope: Scope) -> bool:
+        """Whether an HTTP request carries it."""
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, self._expected)
+
+
 class RequireToken:
     """ASGI middleware: answers 401 unless the request carries the token.
 
     Health checks need none, for orchestrators carry none.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str) -> None:
+    def __init__(self, app: ASGIApp, *, token: Token) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on or refuse it."""
-        if scope["type"] == "http" and scope["path"] not in HEALTH_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                await _refuse(send)
-                return
+        if (
+            scope["type"] == "http"
+            and scope["path"] not in HEALTH_PATHS
+            and not self._token.is_in(scope)
+        ):
+            await _refuse(send)
+            return
         await self._app(scope, receive, send)
 
 

@@ -26,7 +26,7 @@ FORMS: Final = (
 
 
 async def read_body(
-    receive: Receive, headers: Mapping[bytes, bytes], *, max_bytes: int
+    receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int
 ) -> bytes:
     """The whole body.
 

@@ -1,13 +1,14 @@
 """`POST /classify`: the hot endpoint, plain ASGI inside the FastAPI application.
 
 FastAPI's own request handling costs more than decoding a small image does. So these
-endpoints read and write ASGI messages themselves, and `Shortcut` takes their requests
-past the routing and the middleware; `openapi` documents them.
+endpoints read and write ASGI messages themselves, and `Shortcut` answers their requests
+before they come to the framework; `openapi` documents them.
 """
 
 import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from time import monotonic
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
@@ -24,7 +25,9 @@ from service.errors import (
     DeadlineExceeded,
     InvalidRequest,
 )
+from service.event_loop import Eager
 from service.gateway import Gateway
+from service.http.auth import Token
 from service.http.bodies import images_of, read_body
 from service.http.errors import (
     JSON,
@@ -50,17 +53,29 @@ T = TypeVar("T")
 
 
 class Shortcut:
-    """ASGI middleware: answers `POST` to `PATHS` itself and passes on all else."""
+    """Answers `POST` to `PATHS` in the application's place; it gets all else.
 
-    def __init__(self, app: ASGIApp, endpoint: "ClassifyEndpoint") -> None:
+    Args:
+        app: The application, which has the same endpoint on a longer way.
+        endpoint: What answers.
+        token: What requests must carry; those without it are the application's to
+            refuse.
+    """
+
+    def __init__(
+        self, app: ASGIApp, endpoint: "ClassifyEndpoint", *, token: Token | None
+    ) -> None:
         self._app = app
         self._endpoint = endpoint
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
         if scope["type"] == "http" and scope["method"] == "POST":
             parameters = _path_parameters(scope["path"])
-            if parameters is not None:
+            if parameters is not None and (
+                self._token is None or self._token.is_in(scope)
+            ):
                 scope["path_params"] = parameters
                 await self._endpoint(scope, receive, send)
                 return
@@ -130,20 +145,17 @@ class ClassifyEndpoint:
         priority = _priority(headers)
         target = _target(scope["path_params"])
         top_k = _top_k(scope["query_string"])
-        # Before the body: under overload, what is refused must cost next to nothing.
-        gateway.classifier.check(target, deadline=deadline, priority=priority)
-        try:
-            async with asyncio.timeout(deadline - monotonic()):
-                body = await read_body(
-                    receive, headers, max_bytes=gateway.settings.max_body_bytes
-                )
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                "the request's time ran out before its body was complete"
-            ) from error
-        limit = gateway.settings.max_images_per_request
+        settings = gateway.settings
+        reading = Eager(read_body(receive, headers, settings.max_body_bytes))
+        if reading.is_done:
+            body = reading.result
+        else:
+            with closing(reading):
+                # What would be refused in the end need not be sent to the end.
+                gateway.classifier.check(target, deadline=deadline, priority=priority)
+                body = await _in_time(reading, deadline)
         return await gateway.classifier.classify(
-            images_of(body, headers, max_images=limit),
+            images_of(body, headers, max_images=settings.max_images_per_request),
             target=target,
             top_k=top_k,
             deadline=deadline,
@@ -192,6 +204,16 @@ class _Client:
         finally:
             waits = False
         return work.result()
+
+
+async def _in_time(reading: Eager[bytes], deadline: float) -> bytes:
+    try:
+        async with asyncio.timeout(deadline - monotonic()):
+            return await reading
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            "the request's time ran out before its body was complete"
+        ) from error
 
 
 def _as_json(answer: Classification) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""Counters, gauges and histograms that cost the hot path next to nothing.
+
+prometheus_client's own take a lock for each number and search the buckets one by one:
+2 us an observation, of which a request makes several. These belong to one thread, the
+event loop's, and become prometheus_client's families when they are scraped.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+
+class Series(Protocol):
+    """What a family is made of."""
+
+    kind: ClassVar[str]
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """What is exposed: the end of the name, more labels, and the value."""
+
+
+class Gauge:
+    """A number that rises and falls."""
+
+    __slots__ = ("value",)
+    kind: ClassVar[str] = "gauge"
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self) -> None:
+        """Count one more."""
+        self.value += 1
+
+    def dec(self) -> None:
+        """Count one less."""
+        self.value -= 1
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """See `Series`."""
+        yield "", {}, self.value
+
+
+class Counter:
+    """A number that grows."""
+
+    __slots__ = ("value",)
+    kind: ClassVar[str] = "counter"
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self) -> None:
+        """Count one."""
+        self.value += 1
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """See `Series`."""
+        yield "_total", {}, self.value
+
+
+class Histogram:
+    """How many observations lie in each bucket, and their sum.
+
+    Args:
+        bounds: The upper ends of the buckets, each included; one more is without end.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+    kind: ClassVar[str] = "histogram"
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """See `Series`."""
+        ends = (*(str(float(bound)) for bound in self._bounds), "+Inf")
+        for end, count in zip(ends, accumulate(self._counts), strict=True):
+            yield "_bucket", {"le": end}, count
+        yield "_count", {}, sum(self._counts)
+        yield "_sum", {}, self._sum
+
+
+S = TypeVar("S", bound=Series)
+
+
+class Family(Collector, Generic[S]):
+    """Series of one name, told apart by their labels.
+
+    Args:
+        name: As Prometheus knows it, without `_total`.
+        documentation: What it counts.
+        labels: Names of the labels.
+        new: Makes a series.
+        registry: What is asked when Prometheus scrapes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        *,
+        new: Callable[[], S],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._new = new
+        self._kind = new().kind
+        self._series: dict[tuple[str, ...], S] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> S:
+        """The series with these values of the labels, made if there is none."""
+        series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = self._new()
+        return series
+
+    def remove(self, labels: Mapping[str, str]) -> None:
+        """Drop the series that have these labels, whatever others they have."""
+        self._series = {
+            values: series
+            for values, series in self._series.items()
+            if not labels.items()
+            <= dict(zip(self._labels, values, strict=True)).items()
+        }
+
+    def describe(self) -> Iterator[Metric]:
+        """The family without its series."""
+        yield Metric(self._name, self._documentation, self._kind)
+
+    def collect(self) -> Iterator[Metric]:
+        """The family, as prometheus_client writes it."""
+        family = Metric(self._name, self._documentation, self._kind)
+        for values, series in self._series.items():
+            labels = dict(zip(self._labels, values, strict=True))
+            family.samples += [
+                Sample(self._name + suffix, {**labels, **more}, value)
+                for suffix, more, value in series.samples()
+            ]
+        yield family
