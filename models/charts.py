@@ -82,7 +82,7 @@ _LETTER: Final = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One pass over the training images; accuracies are shares.
+    """One epoch of a training; accuracies are shares.
 
     Attributes:
         number: The first is 1.

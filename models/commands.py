@@ -112,8 +112,9 @@ def build(
         max_changed_predictions: Percent of predictions that may differ between the
             training's way from file to pixels and the server's.
         untrained: Leave the weights random: for benchmarks.
-        epochs: Passes over the training images at most.
-        patience: Passes without a smaller validation loss that end the training.
+        epochs: Passes over the training images at most; several of few images count as
+            one.
+        patience: Epochs without a smaller validation loss that end the training.
         learning_rate: The highest learning rate; the architecture's if not given.
         validation_share: The share of a directory's pictures to steer training by, 0.15
             if not given; as many again are held out to measure with.

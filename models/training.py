@@ -33,6 +33,11 @@ PATIENCE_EPOCHS: Final = 8
 PEAK_LEARNING_RATE: Final = 5e-3
 WARMUP_SHARE: Final = 0.2  # of all steps
 WEIGHT_DECAY: Final = 1e-2
+MIN_BATCH_SIZE: Final = 16
+# Validation normalises with moving statistics, of which a step replaces a tenth. After
+# fewer steps they are still those of other weights, so that the validation loss rises
+# and patience ends a training that goes well.
+MIN_STEPS_PER_EPOCH: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +45,8 @@ class Schedule:
     """How long to train, and how fast.
 
     Attributes:
-        epochs: Passes over the training images at most.
-        patience_epochs: Passes without a smaller validation loss that end it.
+        epochs: How many at most; `pace` tells what one is.
+        patience_epochs: Epochs without a smaller validation loss that end it.
         learning_rate: The highest, after a fifth of the steps; it rises to there in a
             line and falls in a cosine.
         seed: Of the pairs to compare.
@@ -90,8 +95,7 @@ def train(
     Raises:
         Diverged: The learning rate was too high.
     """
-    batch_size = min(BATCH_SIZE, len(dataset.train))
-    steps = len(dataset.train) // batch_size  # an epoch
+    batch_size, steps = pace(len(dataset.train))
     batches = _Batches(network, task, labels=len(dataset.labels))
     _compile(network, task, schedule, steps=schedule.epochs * steps)
     with Progress(
@@ -129,6 +133,18 @@ def train(
         best_epoch=stopping.best_epoch + 1,
         interrupted=was_interrupted(),
     )
+
+
+def pace(images: int) -> tuple[int, int]:
+    """The size of a batch, and the steps of an epoch.
+
+    An epoch is one pass over the training images in batches of 64. Of fewer than 1,024
+    the batches are smaller, down to 16 images, and of fewer than 256 an epoch is
+    several passes: it never has fewer than 16 steps.
+    """
+    wanted = max(MIN_BATCH_SIZE, min(BATCH_SIZE, images // MIN_STEPS_PER_EPOCH))
+    batch_size = min(wanted, images)
+    return batch_size, max(MIN_STEPS_PER_EPOCH, images // batch_size)
 
 
 class Diverged(Exception):

@@ -182,6 +182,17 @@ def test_a_folder_of_photographs_is_learned_and_served(
     assert right / (8 * len(LABELS)) >= 0.8
 
 
+@pytest.mark.slow
+def test_twenty_pictures_of_each_label_are_enough_for_the_default_recipe(
+    tmp_path: Path,
+) -> None:
+    pictures = write_crops(tmp_path / "pictures", of_each=20)
+    plan = Plan(dataset=str(pictures), size=(64, 64))
+    card = built(plan, tmp_path / "repository", "few")
+    (accuracy,) = card.accuracy
+    assert accuracy.value >= 0.7
+
+
 OLD_KERAS = """
 import sys, numpy as np, tf_keras as keras
 images = keras.Input((32, 32, 3))

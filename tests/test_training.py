@@ -6,6 +6,7 @@ import signal
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 from keras import layers
 
+from models.blocks import cnn_block
+from models.card import ImageInput
 from models.datasets import Dataset, Split, inverted
+from models.folders import folder
 from models.tasks import Classification, Comparison, Task
-from models.training import Diverged, History, Schedule, train
+from models.training import Diverged, History, Schedule, pace, train
+from tests.photographs import write_crops
 
 Array = np.ndarray[Any, Any]
 Batch = tuple[Array, Array]
@@ -147,8 +152,8 @@ def recorded(
 
 
 def test_the_learning_rate_rises_for_a_fifth_of_the_steps_and_falls_to_zero() -> None:
-    """Ten batches of 64 in sixteen epochs make 160 steps."""
-    schedule = recorded(bars(640)).optimizer._learning_rate
+    """Twenty batches of 64 in eight epochs make 160 steps."""
+    schedule = recorded(bars(1280), epochs=8).optimizer._learning_rate
     rates = [float(schedule(step)) for step in range(161)]
     assert rates[0] == pytest.approx(2.5e-4)
     assert rates[32] == max(rates) == pytest.approx(5e-3)
@@ -178,11 +183,31 @@ def test_labels_are_smoothed() -> None:
     assert losses[0] == min(losses)
 
 
+@pytest.mark.parametrize(
+    ("images", "batch_size", "steps"),
+    [
+        (1, 1, 16),
+        (15, 15, 16),
+        (56, 16, 16),
+        (255, 16, 16),
+        (256, 16, 16),
+        (1023, 63, 16),
+        (1024, 64, 16),
+        (1200, 64, 18),
+        (3800, 64, 59),  # the digits
+    ],
+)
+def test_of_few_images_batches_are_smaller_and_an_epoch_is_several_passes(
+    images: int, batch_size: int, steps: int
+) -> None:
+    assert pace(images) == (batch_size, steps)
+
+
 @pytest.mark.parametrize("images", [1, 63, 64, 65, 200])
 def test_every_number_of_images_can_be_trained_on(images: int) -> None:
     model = recorded(bars(images), epochs=1)
     (batches,) = model.epochs()
-    assert len(batches) == max(1, images // 64)
+    assert len(batches) == pace(images)[1]
     for pixels, targets in batches:
         assert pixels.shape[1:] == (12, 12, 1)
         assert (pixels.dtype, targets.dtype) == (np.uint8, np.float32)
@@ -224,8 +249,34 @@ def test_photographs_are_not_inverted() -> None:
     assert all((np.median(pixels, axis=(1, 2, 3)) < 100).all() for pixels, _ in batches)
 
 
+def normalised_model() -> keras.Model:
+    images = keras.Input((24, 24, 3), dtype="uint8", name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(images)
+    for number, filters in enumerate((8, 16, 32), start=1):
+        x = cnn_block(x, filters, 3, strides=2, name=f"block_{number}")
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(5, activation="softmax")(x))
+
+
+def test_a_few_photographs_are_enough_to_learn_from(tmp_path: Path) -> None:
+    """Fourteen of each label: a single batch of 64 in each epoch would not do."""
+    image_input = ImageInput(
+        tensor="images", height=24, width=24, channels=3, colour_order="rgb"
+    )
+    pictures = write_crops(tmp_path, of_each=20, seed=1)
+    data = folder(pictures, image_input, validation_share=0.15, seed=1)
+    assert len(data.train) == 70
+    keras.utils.set_random_seed(1)
+    model = normalised_model()
+    with redirect_stdout(io.StringIO()):
+        history = train(model, Classification(), data, Schedule())
+    assert history.describe().validation_accuracy >= 0.9
+    guesses = model.predict_on_batch(data.held_out.images).argmax(axis=1)
+    assert (guesses == data.held_out.classes).mean() >= 0.85
+
+
 def test_pairs_come_by_name_and_half_of_them_match() -> None:
-    model = recorded(bars(640), epochs=1, task=Comparison())
+    model = recorded(bars(1024), epochs=1, task=Comparison())
     (batches,) = model.epochs()
     same = []
     for images, targets in batches:
