@@ -106,6 +106,8 @@ def build(
         scores = _score(subject, exported.predict)
         if scores is not None:
             console.print(report.accuracy_by_label(scores.accuracy))
+            if warning := report.warning(scores, trained=history is not None):
+                console.print(warning, style="yellow", markup=False, highlight=False)
         interface, dataset = subject.interface, subject.dataset
         card = ModelCard(
             name=name,

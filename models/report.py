@@ -9,6 +9,7 @@ from rich.table import Table
 
 from models.card import Accuracy, ImageInput, ModelCard
 from models.datasets import Dataset
+from models.tasks import Scores
 
 # Longer tables are cut: to the labels that deserve a look.
 MAX_LABEL_ROWS: Final = 30
@@ -70,6 +71,27 @@ def accuracy_by_label(accuracies: Sequence[Accuracy]) -> Table:
     if len(worst_first) > MAX_LABEL_ROWS:
         table.caption = f"the {MAX_LABEL_ROWS} worst of {len(worst_first)} labels"
     return table
+
+
+def warning(scores: Scores, *, trained: bool) -> str | None:
+    """What to do about a model that names labels no better than a guess, if it is one.
+
+    Args:
+        scores: On the held-out images.
+        trained: Here, by this build; else the model was imported.
+    """
+    if scores.named_rightly > scores.most_frequent_label:
+        return None
+    advice = (
+        "give it more pictures of each label, more --epochs or another --learning-rate"
+        if trained
+        else "check --preprocess, and the order of the labels in --labels"
+    )
+    return (
+        f"warning: the model gets {scores.named_rightly:.1%} of the held-out images "
+        "right, and always naming the most frequent label would get "
+        f"{scores.most_frequent_label:.1%}; {advice}"
+    )
 
 
 def built(card: ModelCard, path: Path, *, seconds: float) -> Table:

@@ -38,6 +38,16 @@ class Scores:
         """One number to compare networks by: the mean of all accuracies."""
         return fmean(accuracy.value for accuracy in self.accuracy)
 
+    @property
+    def named_rightly(self) -> float:
+        """The share of images that were taken for what they are."""
+        return float(np.trace(self.confusion) / self.confusion.sum())
+
+    @property
+    def most_frequent_label(self) -> float:
+        """The share of images that always naming the most frequent label gets right."""
+        return float(self.confusion.sum(axis=1).max() / self.confusion.sum())
+
 
 class Task(ABC):
     """What a network learns from labelled images, and how that is scored."""

@@ -4,12 +4,21 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 from rich.console import Console
 from rich.table import Table
 
 from models.card import Accuracy
 from models.datasets import Dataset, Split
-from models.report import MAX_LABEL_ROWS, accuracy_by_label, balance, built, skipped
+from models.report import (
+    MAX_LABEL_ROWS,
+    accuracy_by_label,
+    balance,
+    built,
+    skipped,
+    warning,
+)
+from models.tasks import Scores
 from tests.test_card import CARD
 
 
@@ -71,6 +80,44 @@ def test_the_worst_of_many_labels_are_shown() -> None:
     assert f"│ label {MAX_LABEL_ROWS - 1} " in text
     assert f"│ label {MAX_LABEL_ROWS} " not in text
     assert f"the {MAX_LABEL_ROWS} worst of 100 labels" in " ".join(text.split())
+
+
+def scores(confusion: list[list[int]]) -> Scores:
+    return Scores(accuracy=(), confusion=np.array(confusion))
+
+
+@pytest.mark.parametrize(
+    "confusion",
+    [
+        [[3, 0, 0], [3, 0, 0], [3, 0, 0]],
+        [[0, 5, 0], [0, 0, 5], [5, 0, 0]],
+        [[8, 0, 0], [1, 0, 0], [1, 0, 0]],  # 80 % for nothing
+    ],
+)
+def test_a_model_that_learned_nothing_is_warned_of(confusion: list[list[int]]) -> None:
+    text = warning(scores(confusion), trained=True)
+    assert text is not None
+    for advice in ("more pictures of each label", "--epochs", "--learning-rate"):
+        assert advice in text
+
+
+def test_the_warning_tells_both_shares() -> None:
+    text = warning(scores([[1, 3], [1, 5]]), trained=True)
+    assert text is not None
+    assert "the model gets 60.0% of the held-out images right" in text
+    assert "the most frequent label would get 60.0%" in text
+
+
+def test_of_an_imported_model_its_options_are_to_be_checked() -> None:
+    text = warning(scores([[0, 4], [4, 0]]), trained=False)
+    assert text is not None
+    assert "--preprocess" in text
+    assert "--labels" in text
+    assert "--epochs" not in text
+
+
+def test_of_a_model_that_learned_something_there_is_no_warning() -> None:
+    assert warning(scores([[4, 0], [3, 1]]), trained=True) is None
 
 
 def test_many_skipped_files_are_counted() -> None:
