@@ -99,7 +99,8 @@ def imported(plan: Plan, source: Path, console: Console) -> Subject:
     """Someone else's model, and the data set to measure it with.
 
     Raises:
-        ImportFailed: It cannot be read, or is no classifier of single images.
+        ImportFailed: It cannot be read, is no classifier of single images, or cannot be
+            had in the plan's precision.
         CardError: The card beside it cannot be read.
         WrongPlan: The labels are not those of the model.
         UnusableFolder: The data set's directory is none.
@@ -109,6 +110,7 @@ def imported(plan: Plan, source: Path, console: Console) -> Subject:
     if card is not None and card.image_input is not None:
         plan = replace(plan, resize=plan.resize or card.image_input.resize)
     model = importing.read(source, preprocess=plan.preprocess or "none", size=plan.size)
+    importing.check_precision(model, plan.precision)
     image_input = _image_input("images", model.image_shape, plan)
     dataset = None if plan.dataset is None else _dataset(plan, image_input, console)
     labels, dataset = _labelled(plan, model.classes, dataset, card)

@@ -1,5 +1,6 @@
 """Originals of every kind: what an import of each answers, and how it fares."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from rich.console import Console
 
-from models import importing
-from models.card import FloatPrecision
+from models import importing, subjects
+from models.card import FloatPrecision, Precision
 from models.importing import Imported, ImportFailed
+from models.plan import Plan
 from models.plot import draw
 from models.precision import WeightOverflow
 from models.summary import summarise
@@ -289,6 +292,21 @@ def test_the_precision_of_a_saved_model_stays(name: str, originals: Originals) -
     assert not imported.castable
     with pytest.raises(ImportFailed, match="only --precision float32 or int8"):
         importing.cast(imported, "float16")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_that_it_stays_is_told_before_any_data_is_looked_for(
+    precision: Precision, originals: Originals, tmp_path: Path
+) -> None:
+    """Reading a data set can take minutes; here, there is none."""
+    plan = Plan(
+        source=originals.path("keras_3_exported"),
+        precision=precision,
+        dataset=str(tmp_path / "absent"),
+    )
+    assert plan.source is not None
+    with pytest.raises(ImportFailed, match=f"--precision {precision}: .* SavedModel"):
+        subjects.imported(plan, plan.source, Console(file=io.StringIO()))
 
 
 # Originals that are refused

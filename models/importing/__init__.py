@@ -6,8 +6,8 @@ part of the network.
 """
 
 from models.importing.failures import ImportFailed
-from models.importing.half_precision import cast
+from models.importing.half_precision import cast, check_precision
 from models.importing.imported import Imported
 from models.importing.reading import read
 
-__all__ = ["ImportFailed", "Imported", "cast", "read"]
+__all__ = ["ImportFailed", "Imported", "cast", "check_precision", "read"]

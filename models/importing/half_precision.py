@@ -4,12 +4,25 @@ from typing import Any
 
 import keras
 
-from models.card import FloatPrecision
+from models.card import FloatPrecision, Precision
 from models.importing.failures import ImportFailed
 from models.importing.feeding import RESCALING_LAYER
 from models.importing.imported import Imported
 from models.importing.keras_3 import derive_from_weights
 from models.precision import cast_weights
+
+
+def check_precision(imported: Imported, precision: Precision) -> None:
+    """Ask, before anything else is loaded, whether it can be had in a precision.
+
+    Raises:
+        ImportFailed: It is half, and Keras does not know the original's layers.
+    """
+    if precision in {"float16", "bfloat16"} and not imported.castable:
+        raise ImportFailed(
+            f"--precision {precision}: Keras does not know the layers of this "
+            f"{imported.kind} model; only --precision float32 or int8 is possible"
+        )
 
 
 def cast(imported: Imported, precision: FloatPrecision) -> keras.Model:
@@ -23,11 +36,7 @@ def cast(imported: Imported, precision: FloatPrecision) -> keras.Model:
     """
     if precision == "float32":
         return imported.network
-    if not imported.castable:
-        raise ImportFailed(
-            f"--precision {precision}: Keras does not know the layers of this "
-            f"{imported.kind} model; only --precision float32 or int8 is possible"
-        )
+    check_precision(imported, precision)
 
     def in_precision(layer: Any) -> Any:
         # Plain operations have no dtype of their own: they take that of their inputs.
