@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service import event_loop, gateway
-from service.event_loop import EventLoopLag
+from service.event_loop import Eager, EventLoopLag
 from service.gateway import Gateway
 from service.settings import Settings
 
@@ -74,3 +74,72 @@ async def test_what_a_request_has_waited_is_part_of_its_time(
     await asyncio.sleep(0)
     assert gateway.deadline(2) == pytest.approx(clock.now + 1.5)
     await gateway.stop()
+
+
+async def test_a_coroutine_that_need_not_wait_is_done_at_once() -> None:
+    async def answer() -> int:
+        return 3
+
+    eager = Eager(answer())
+    assert eager.is_done
+    assert eager.result == 3
+
+
+async def test_what_a_coroutine_raises_before_it_waits_is_raised_at_once() -> None:
+    async def fail() -> int:
+        raise LookupError("at once")
+
+    with pytest.raises(LookupError, match="at once"):
+        Eager(fail())
+
+
+async def test_a_coroutine_that_waits_goes_on_where_it_stopped() -> None:
+    events = [asyncio.Event(), asyncio.Event()]
+    reached = []
+
+    async def walk() -> str:
+        for number, event in enumerate(events):
+            reached.append(number)
+            await event.wait()
+        return "there"
+
+    eager = Eager(walk())
+    assert (eager.is_done, reached) == (False, [0])
+    for event in events:
+        event.set()
+    assert await eager == "there"
+    assert reached == [0, 1]
+
+
+async def test_cancelling_who_waits_for_a_coroutine_reaches_it() -> None:
+    seen = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    async def waiting() -> None:
+        await Eager(wait())
+
+    task = asyncio.create_task(waiting())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert seen == ["cancelled"]
+
+
+async def test_a_coroutine_that_nobody_waits_for_is_ended() -> None:
+    seen = []
+
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("ended")
+
+    Eager(wait()).close()
+    assert seen == ["ended"]

@@ -5,7 +5,7 @@ import base64
 import struct
 import threading
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.app import create_app
 from service.batching import Batcher, ThroughputCurve
 from service.engines.stub import StubEngine
 from service.served_version import ServedVersion
@@ -514,6 +515,94 @@ async def test_a_client_that_goes_away_withdraws_its_request(served: Served) -> 
     async with asyncio.timeout(10):
         while kind not in (await served.client.get("/metrics")).text:
             await asyncio.sleep(0)
+
+
+async def asked_over_asgi(
+    served: Served, receive: Callable[[], Awaitable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Ask the application as another server would, which knows ASGI and no more."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/classify",
+        "raw_path": b"/classify",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"image/png")],
+    }
+    await create_app(gateway=served.running.gateway)(scope, receive, send)
+    return sent
+
+
+async def test_another_asgi_server_can_run_the_application(served: Served) -> None:
+    messages = [{"type": "http.request", "body": image_of_class(4), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        return await asyncio.get_running_loop().create_future()
+
+    start, body = await asked_over_asgi(served, receive)
+    assert start["status"] == 200
+    assert b'"predictions":[{"label":"e"' in body["body"]
+
+
+async def test_a_client_of_another_asgi_server_may_go_away(served: Served) -> None:
+    engine = engine_of(served)
+    engine.gate.clear()
+    messages = [
+        {"type": "http.disconnect"},
+        {"type": "http.request", "body": image_of_class(4), "more_body": False},
+    ]
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return messages.pop()
+
+    assert await asked_over_asgi(served, receive) == []
+    engine.gate.set()
+    assert batcher_of(served).queue_depth == 0
+
+
+def posted(*images: bytes) -> bytes:
+    """Requests as they go over the wire, one behind the other."""
+    return b"".join(
+        b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(image)
+        + image
+        for image in images
+    )
+
+
+async def test_an_answer_comes_in_one_piece(served: Served) -> None:
+    port = served.running.http_port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(posted(image_of_class(1)))
+    answer = await reader.read(65536)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b'"predictions":[{"label":"b"' in answer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_requests_that_come_at_once_are_answered_in_their_order(
+    served: Served,
+) -> None:
+    port = served.running.http_port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(posted(*(image_of_class(index) for index in (3, 1, 2))))
+    for label in (b"d", b"b", b"c"):
+        answer = await reader.readuntil(b"]}]}")
+        assert b'"predictions":[{"label":"%s"' % label in answer
+    writer.close()
+    await writer.wait_closed()
 
 
 async def test_models_are_described(client: httpx.AsyncClient) -> None:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.batching import Priority
-from service.classification import Classification, Target
+from service.classification import Caller, Classification, Target
 from service.errors import (
     BlockserveError,
     ClientDisconnected,
@@ -36,6 +36,7 @@ from service.http.errors import (
     retry_after,
     status_of,
 )
+from service.http.protocol import CONNECTION, HttpProtocol
 from service.metrics import RequestScope
 
 PATHS: Final = (
@@ -160,13 +161,19 @@ class ClassifyEndpoint:
             top_k=top_k,
             deadline=deadline,
             priority=priority,
-            caller=_Client(receive),
+            caller=_caller(scope, receive),
             scope=request,
         )
 
 
+def _caller(scope: Scope, receive: Receive) -> Caller:
+    """Who waits: the connection, where the server is ours."""
+    connection: HttpProtocol | None = scope.get("extensions", {}).get(CONNECTION)
+    return connection or _Client(receive)
+
+
 class _Client:
-    """A `Caller` over HTTP: gone when its connection is."""
+    """A `Caller` over any ASGI server: gone when it says so."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -175,7 +182,7 @@ class _Client:
         """Wait for the work; cancel it when the client goes away.
 
         The request's own task waits for the client, and the end of the work interrupts
-        it: a second task for each request would cost as much as decoding a small image.
+        it: a second task for each request would cost even more.
 
         Raises:
             ClientDisconnected: It went away.

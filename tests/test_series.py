@@ -1,0 +1,82 @@
+"""Our counters against prometheus_client's own: the same numbers, the same text."""
+
+import prometheus_client
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from service.series import Counter, Family, Gauge, Histogram
+
+BOUNDS = (0.001, 0.5, 1, 10)
+OBSERVED = (0.0, 0.001, 0.0011, 0.5, 1.0, 3.25, 10.0, 10.1, 1e9)
+
+
+def ours() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    durations = Family(
+        "wait_seconds",
+        "Time.",
+        ("model", "stage"),
+        new=lambda: Histogram(BOUNDS),
+        registry=registry,
+    )
+    for value in OBSERVED:
+        durations.labels("m", "queue").observe(value)
+    durations.labels("m", "decode").observe(2)
+    requests = Family("requests", "Asked.", ("model",), new=Counter, registry=registry)
+    for _ in range(3):
+        requests.labels('a "quoted"\nname').inc()
+    running = Family("running", "Now.", (), new=Gauge, registry=registry)
+    running.labels().inc()
+    running.labels().inc()
+    running.labels().dec()
+    return registry
+
+
+def theirs() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    durations = prometheus_client.Histogram(
+        "wait_seconds", "Time.", ("model", "stage"), buckets=BOUNDS, registry=registry
+    )
+    for value in OBSERVED:
+        durations.labels("m", "queue").observe(value)
+    durations.labels("m", "decode").observe(2)
+    requests = prometheus_client.Counter(
+        "requests", "Asked.", ("model",), registry=registry
+    )
+    requests.labels('a "quoted"\nname').inc(3)
+    prometheus_client.Gauge("running", "Now.", registry=registry).inc()
+    return registry
+
+
+def test_the_exposition_is_prometheus_clients_own() -> None:
+    assert generate_latest(ours()) == generate_latest(theirs())
+
+
+def test_openmetrics_is_prometheus_clients_own() -> None:
+    assert openmetrics.generate_latest(ours()) == openmetrics.generate_latest(theirs())
+
+
+def test_the_series_of_a_model_are_removed_and_no_others() -> None:
+    registry = CollectorRegistry()
+    labels = ("protocol", "model", "version")
+    family = Family("requests", "Asked.", labels, new=Counter, registry=registry)
+    for model, version in (("a", "1"), ("a", "2"), ("b", "1")):
+        for protocol in ("http", "grpc"):
+            family.labels(protocol, model, version).inc()
+    family.remove({"model": "a", "version": "1"})
+    left = {tuple(s.labels.values()) for f in registry.collect() for s in f.samples}
+    assert left == {
+        (protocol, model, version)
+        for model, version in (("a", "2"), ("b", "1"))
+        for protocol in ("http", "grpc")
+    }
+    wanted = {"protocol": "http", "model": "b", "version": "1"}
+    assert registry.get_sample_value("requests_total", wanted) == 1
+
+
+def test_two_families_of_one_name_are_refused() -> None:
+    registry = CollectorRegistry()
+    Family("requests", "Asked.", (), new=Counter, registry=registry)
+    with pytest.raises(ValueError, match="requests"):
+        Family("requests", "Asked.", (), new=Counter, registry=registry)
