@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Hashes are checked, and nothing is installed that the lock does not name.
 PIP_LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help install serve test test-slow check format lock proto clean
+.PHONY: help install serve test test-slow bench check format lock proto clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -34,6 +34,9 @@ test: $(VENV)/.dev ## Run the default test suite
 
 test-slow: $(VENV)/.dev ## Run the full-size build and the other slow tests
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/.dev ## Run the benchmarks, into bench_results/ (ARGS=--quick for a first impression)
+	@$(BIN)/python -m loadtest $(ARGS)
 
 check: $(VENV)/.dev ## Lint, check the format and the types
 	@$(BIN)/ruff check .

@@ -1,1 +1,18 @@
-"""Measurements of the running service; each module is a command of its own."""
+"""Measurements of the running service; each module is a command of its own.
+
+    python -m loadtest                        those that have budgets, and their summary
+    python -m loadtest.overhead               what a request costs the gateway
+    python -m loadtest.saturation             throughput, against the engine alone
+    python -m loadtest.latency_under_load     batching, against fixed settings
+    python -m loadtest.overload               three times as much as it can do
+    python -m loadtest.decode                 images to pixels, against other libraries
+    python -m loadtest.startup                start to ready, and memory
+    python -m loadtest.http_servers           which server carries HTTP
+    python -m loadtest.engine_options         which slots and threads for the engine
+    python -m loadtest.compare                other model servers, same model
+
+Subjects that are compared are measured in the same run and in turn, round by round, for
+a shared machine is faster at some times than at others: trust the ratios. The load
+comes from the same machine, so each table tells what the generator itself took.
+`--quick` gives a first impression; `--output` names the folder for numbers and plots.
+"""

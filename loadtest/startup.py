@@ -1,151 +1,187 @@
 """How fast the gateway starts, and how much memory it takes.
 
-    python -m loadtest.startup [--repository DIR] [--repetitions N] [--json FILE]
+    python -m loadtest.startup [--repository DIR] [--output DIR] [--repetitions N]
 
 Starts the real program several times and measures the time until `/readyz` answers 200
-and the resident memory then, beside a bare interpreter in the same run.
+and the resident memory then, beside a bare interpreter in the same run; medians.
 """
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
-from typing import Final
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Any, Final
 
 import cyclopts
+import httpx
+import matplotlib.pyplot as plt
 import psutil
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-POLL_SECONDS: Final = 0.005
-GIVE_UP_SECONDS: Final = 60
-MEBIBYTE: Final = 1024 * 1024
-HTTP_PORT: Final = 18010
-GRPC_PORT: Final = 18011
-# What DESIGN.md allows with the embedded engine and the demo model built.
+from loadtest.gateway import gateway_command, repository_of
+from loadtest.ports import free_port
+from loadtest.processes import server
+from loadtest.report import (
+    MEGABYTE,
+    Budget,
+    Options,
+    Report,
+    finish,
+    new_table,
+    progress,
+    shown,
+)
+from loadtest.workloads import version_directory
+
+MODEL: Final = "inception"
+REPETITIONS: Final = 5
+EMBEDDED: Final = "gateway, openvino engine"
 BUDGET_READY_SECONDS: Final = 2.0
-BUDGET_MEMORY_MEBIBYTES: Final = 250.0
+BUDGET_MEMORY_BYTES: Final = 250 * MEGABYTE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Startup:
-    """Medians over the repetitions."""
+class Start:
+    """What a start took until it was ready, and the resident memory then."""
 
-    subject: str
     ready_seconds: float
-    memory_mebibytes: float
+    memory_bytes: float
 
 
 def main(
+    options: Options = Options(),  # noqa: B008, it is immutable
     *,
-    repository: Path = Path("model_repository"),
-    repetitions: int = 5,
-    json_file: Path | None = None,
+    repetitions: int = REPETITIONS,
 ) -> None:
-    """Measure and print a table.
+    """Measure, print a table, and write the report.
 
     Args:
-        repository: Directory of models, with the demo model built.
-        repetitions: Starts of each subject; the median is reported.
-        json_file: Where to write the numbers, too.
+        options: How to run; a start takes as long as it takes, whatever `seconds` says.
+        repetitions: Starts of each subject.
     """
-    results = [
-        _bare_interpreter(repetitions),
-        *(_gateway(engine, repository, repetitions) for engine in ("stub", "openvino")),
-    ]
-    table = Table(title=f"start to ready, median of {repetitions}", box=SIMPLE_HEAD)
-    table.add_column("subject")
-    table.add_column("ready", justify="right")
-    table.add_column("resident memory", justify="right")
-    for result in results:
-        table.add_row(
-            result.subject,
-            f"{result.ready_seconds:.2f} s",
-            f"{result.memory_mebibytes:.0f} MiB",
-        )
-    table.add_row(
-        "budget with openvino",
-        f"{BUDGET_READY_SECONDS:.2f} s",
-        f"{BUDGET_MEMORY_MEBIBYTES:.0f} MiB",
+    version_directory(options.repository, MODEL)
+    starts = _measure(options, 1 if options.quick else repetitions)
+    embedded = starts[EMBEDDED]
+    report = Report(
+        name="startup",
+        settings={**asdict(options), "repetitions": repetitions},
+        results={name: asdict(start) for name, start in starts.items()},
+        budgets=[
+            Budget(
+                name="start to ready, embedded engine",
+                measured=embedded.ready_seconds,
+                limit=BUDGET_READY_SECONDS,
+                bound="at most",
+                format="seconds",
+            ),
+            Budget(
+                name="memory when ready, embedded engine",
+                measured=embedded.memory_bytes,
+                limit=BUDGET_MEMORY_BYTES,
+                bound="at most",
+                format="megabytes",
+            ),
+        ],
     )
-    Console().print(table)
-    if json_file is not None:
-        numbers = [asdict(result) for result in results]
-        json_file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    finish(report, _plot(starts), [_table(starts)], options.output)
 
 
-def _bare_interpreter(repetitions: int) -> Startup:
+def _measure(options: Options, repetitions: int) -> dict[str, Start]:
+    with repository_of(options.repository, MODEL) as repository:
+        subjects: Mapping[str, Callable[[], Start]] = {
+            "bare interpreter": _start_interpreter,
+            "gateway, stub engine": lambda: _start_gateway(
+                gateway_command(repository, "--engine", "stub")
+            ),
+            EMBEDDED: lambda: _start_gateway(
+                gateway_command(repository, "--engine", "openvino")
+            ),
+        }
+        starts: dict[str, list[Start]] = {name: [] for name in subjects}
+        with progress(repetitions * len(subjects)) as steps:
+            for _ in range(repetitions):
+                for name, start in subjects.items():
+                    steps.next(name)
+                    starts[name].append(start())
+    return {
+        name: Start(
+            ready_seconds=median(one.ready_seconds for one in several),
+            memory_bytes=median(one.memory_bytes for one in several),
+        )
+        for name, several in starts.items()
+    }
+
+
+def _start_interpreter() -> Start:
     """The floor: what Python itself costs on this machine at this moment."""
     code = "import psutil; print(psutil.Process().memory_info().rss)"
-    seconds, memory = [], []
-    for _ in track(range(repetitions), "bare interpreter", transient=True):
+    started = time.perf_counter()
+    done = subprocess.run(  # noqa: S603, our own interpreter
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return Start(
+        ready_seconds=time.perf_counter() - started, memory_bytes=int(done.stdout)
+    )
+
+
+def _start_gateway(command: Sequence[str]) -> Start:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+
+    # A client for each question would compute longer than the gateway's warm-up does.
+    with httpx.Client() as client:
+
+        def ready(_: str) -> str | None:
+            with suppress(httpx.TransportError):
+                if client.get(f"{address}/readyz").is_success:
+                    return address
+            return None
+
         started = time.perf_counter()
-        done = subprocess.run(  # noqa: S603, our own interpreter
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        with server([*command, "--http-port", str(port)], ready=ready) as running:
+            return Start(
+                ready_seconds=time.perf_counter() - started,
+                memory_bytes=psutil.Process(running.pid).memory_info().rss,
+            )
+
+
+def _table(starts: Mapping[str, Start]) -> Any:
+    table = new_table("start to ready", "subject", "ready", "resident memory")
+    for name, start in starts.items():
+        table.add_row(
+            name,
+            shown(start.ready_seconds, "seconds"),
+            shown(start.memory_bytes, "megabytes"),
         )
-        seconds.append(time.perf_counter() - started)
-        memory.append(int(done.stdout))
-    return _median("bare interpreter", seconds, memory)
+    return table
 
 
-def _gateway(engine: str, repository: Path, repetitions: int) -> Startup:
-    subject = f"gateway, {engine} engine"
-    command = [sys.executable, "-m", "service", "serve"]
-    command += ["--engine", engine, "--repository", str(repository)]
-    command += ["--http-port", str(HTTP_PORT), "--grpc-port", str(GRPC_PORT)]
-    command += ["--log-level", "warning"]
-    seconds, memory = [], []
-    for _ in track(range(repetitions), subject, transient=True):
-        started = time.perf_counter()
-        with _running(command) as process:
-            _wait_until_ready(process)
-            seconds.append(time.perf_counter() - started)
-            memory.append(psutil.Process(process.pid).memory_info().rss)
-    return _median(subject, seconds, memory)
-
-
-@contextmanager
-def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603, ours
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + GIVE_UP_SECONDS
-    while time.monotonic() < give_up and process.poll() is None:
-        try:
-            with urlopen(f"http://127.0.0.1:{HTTP_PORT}/readyz"):
-                return
-        except URLError:
-            time.sleep(POLL_SECONDS)
-    message = (
-        f"the gateway was not ready after {GIVE_UP_SECONDS} s, or has ended; run "
-        "`blockserve serve` with the same repository to see why"
+def _plot(starts: Mapping[str, Start]) -> Any:
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, 2.5), layout="constrained", sharey=True
     )
-    raise SystemExit(message)
-
-
-def _median(
-    subject: str, seconds: Sequence[float], memory_bytes: Sequence[int]
-) -> Startup:
-    return Startup(
-        subject=subject,
-        ready_seconds=median(seconds),
-        memory_mebibytes=median(memory_bytes) / MEBIBYTE,
-    )
+    names = list(starts)
+    seconds = [start.ready_seconds for start in starts.values()]
+    megabytes = [start.memory_bytes / MEGABYTE for start in starts.values()]
+    for axes, values, limit, label, form in (
+        (left, seconds, BUDGET_READY_SECONDS, "start to ready, s", "%.2f"),
+        (
+            right,
+            megabytes,
+            BUDGET_MEMORY_BYTES / MEGABYTE,
+            "resident memory, MB",
+            "%.0f",
+        ),
+    ):
+        axes.bar_label(axes.barh(names, values), fmt=form, padding=3)
+        axes.axvline(limit, color="C3", linestyle="--", label="budget, openvino")
+        axes.margins(x=0.12)
+        axes.set_xlabel(label)
+    left.invert_yaxis()
+    right.legend()
+    return figure
 
 
 if __name__ == "__main__":
