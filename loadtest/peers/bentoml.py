@@ -1,0 +1,26 @@
+"""BentoML and OpenVINO, with its adaptive batching."""
+
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import numpy as np
+import openvino
+
+from loadtest.peers import model
+
+
+@bentoml.service(metrics={"enabled": True})
+class Classifier:
+    """JPEG in a form in, labels out."""
+
+    def __init__(self) -> None:
+        self.names = model.labels()
+        self.compiled = openvino.compile_model(model.directory(), "CPU")
+
+    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=1000)
+    def classify(self, image: list[Path]) -> list[list[dict[str, Any]]]:
+        """The files of several requests."""
+        batch = np.stack([model.pixels(one.read_bytes()) for one in image])
+        rows = self.compiled(batch)["probabilities"]
+        return [model.best(row, self.names) for row in rows]

@@ -1,0 +1,126 @@
+"""Which peers there are, what each needs installed, and how it is started and asked."""
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from loadtest.client import Request
+from loadtest.overhead import multipart, raw
+from loadtest.workloads import FIRST_LABEL
+
+# In the outputs of the Open Inference Protocol, labels are the data of a tensor.
+FIRST_TENSOR_LABEL: Final = re.compile(rb'"data": ?\["[^"]*"')
+OPENVINO: Final = ("openvino==2026.4.1", "pillow==13.0.0")
+FASTAPI: Final = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A server to compare with.
+
+    Attributes:
+        title: As it is shown.
+        requirements: What pip installs.
+        command: What follows its environment's `python -m`; `{port}` is filled in.
+        request: An image as this server wants it.
+        answer: Finds the first label in its answer.
+    """
+
+    title: str
+    requirements: Sequence[str]
+    command: Sequence[str]
+    request: Callable[[bytes], Request]
+    answer: re.Pattern[bytes] = FIRST_LABEL
+
+
+def open_inference(path: str) -> Callable[[bytes], Request]:
+    """The image is a tensor of one text, in JSON."""
+    headers = {"content-type": "application/json"}
+
+    def request(image: bytes) -> Request:
+        tensor = {
+            "name": "image",
+            "shape": [1],
+            "datatype": "BYTES",
+            "data": [b64encode(image).decode()],
+        }
+        return Request(path, headers, orjson.dumps({"inputs": [tensor]}))
+
+    return request
+
+
+def _uvicorn(module: str) -> Sequence[str]:
+    return (
+        "uvicorn",
+        f"loadtest.peers.{module}:app",
+        "--port={port}",
+        "--no-access-log",
+    )
+
+
+PEERS: Final[Mapping[str, Peer]] = {
+    "fastapi_tensorflow": Peer(
+        title="FastAPI, TensorFlow",
+        requirements=(*FASTAPI, "tensorflow-cpu==2.21.0", "pillow==13.0.0"),
+        command=_uvicorn("fastapi_tensorflow"),
+        request=raw("/classify"),
+    ),
+    "fastapi_openvino": Peer(
+        title="FastAPI, OpenVINO",
+        requirements=(*FASTAPI, *OPENVINO),
+        command=_uvicorn("fastapi_openvino"),
+        request=raw("/classify"),
+    ),
+    "litserve": Peer(
+        title="LitServe, OpenVINO",
+        requirements=("litserve==0.2.19", "python-multipart==0.0.34", *OPENVINO),
+        command=("loadtest.peers.litserve",),
+        request=multipart("/classify"),
+    ),
+    "bentoml": Peer(
+        title="BentoML, OpenVINO",
+        requirements=("bentoml==1.4.39", *OPENVINO),
+        command=(
+            *("bentoml", "serve", "loadtest.peers.bentoml:Classifier"),
+            *("--host=127.0.0.1", "--port={port}"),
+        ),
+        request=multipart("/classify"),
+    ),
+    "mlserver": Peer(
+        title="MLServer, OpenVINO",
+        requirements=("mlserver==1.7.1", "uvloop==0.21.0", *OPENVINO),
+        command=("loadtest.peers.mlserver",),
+        request=open_inference("/v2/models/inception/infer"),
+        answer=FIRST_TENSOR_LABEL,
+    ),
+    "ray_serve": Peer(
+        title="Ray Serve, OpenVINO",
+        requirements=("ray[serve]==2.60.0", *OPENVINO),
+        command=("loadtest.peers.ray_serve",),
+        request=raw("/classify"),
+    ),
+}
+
+
+def chosen(names: str) -> list[str]:
+    """Split names at their commas.
+
+    Raises:
+        SystemExit: There is no such peer.
+    """
+    found = names.split(",")
+    if unknown := set(found) - set(PEERS):
+        raise SystemExit(
+            f"no such peer: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}"
+        )
+    return found
+
+
+def interpreter(environments: Path, name: str) -> Path:
+    """The Python of a peer's environment."""
+    return environments / name / "bin" / "python"

@@ -1,0 +1,41 @@
+"""Ray Serve and OpenVINO, with its dynamic batching."""
+
+import time
+from typing import Any
+
+import numpy as np
+import openvino
+import ray
+from ray import serve
+from starlette.requests import Request
+
+from loadtest.peers import model
+
+
+@serve.deployment(max_ongoing_requests=128)
+class Classifier:
+    """JPEG in, labels out."""
+
+    def __init__(self) -> None:
+        self.names = model.labels()
+        self.compiled = openvino.compile_model(model.directory(), "CPU")
+
+    async def __call__(self, request: Request) -> Any:
+        """One request."""
+        return await self.classify(await request.body())
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
+    async def classify(self, images: list[bytes]) -> list[Any]:
+        """The images of several requests."""
+        batch = np.stack([model.pixels(image) for image in images])
+        rows = self.compiled(batch)["probabilities"]
+        return [model.best(row, self.names) for row in rows]
+
+
+if __name__ == "__main__":
+    ray.init(include_dashboard=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": model.port()})
+    deployment: Any = Classifier
+    serve.run(deployment.bind(), route_prefix="/classify")
+    while True:
+        time.sleep(3600)
