@@ -120,9 +120,14 @@ def main(
 
 
 def budgets(outcomes: Sequence[Outcome]) -> list[Budget]:
-    """Our throughput and our median latency, against the best of the others."""
+    """Our throughput and our median latency, against the best rival's."""
+    floors = {peer.title for peer in PEERS.values() if peer.is_floor}
     by_connections = {
-        count: {one.title: one for one in outcomes if one.connections == count}
+        count: {
+            one.title: one
+            for one in outcomes
+            if one.connections == count and one.title not in floors
+        }
         for count in CONNECTIONS
     }
     ours_many = by_connections[MANY].pop(OURS)

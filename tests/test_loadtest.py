@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from loadtest import engine, latency_under_load, overhead, overload
+from loadtest import compare, engine, latency_under_load, overhead, overload
 from loadtest.__main__ import budgets_in
 from loadtest.client import (
     OK,
@@ -333,6 +333,35 @@ def test_the_default_settings_are_compared_with_the_best() -> None:
     ]
     assert latency_under_load.of_best(points, 0.5, 50) == pytest.approx(1.5)
     assert latency_under_load.of_best(points[:1], 0.5, 50) == 1
+
+
+def test_rivals_are_those_that_serve_others_meanwhile() -> None:
+    def outcome(title: str, connections: int, rate: float, p50: float) -> Any:
+        return compare.Outcome(
+            title=title,
+            connections=connections,
+            answers_per_second=rate,
+            p50_seconds=p50,
+            p99_seconds=p50,
+            failures=0,
+            server_share=0,
+            generator_share=0,
+        )
+
+    throughput, latency = compare.budgets(
+        [
+            outcome(title, connections, rate, p50)
+            for title, rate, p50 in (
+                ("blockserve", 2000, 0.001),
+                ("LitServe, OpenVINO", 800, 0.004),
+                ("MLServer, OpenVINO", 1000, 0.008),
+                ("FastAPI, OpenVINO", 1900, 0.0009),
+            )
+            for connections in (1, 64)
+        ]
+    )
+    assert (throughput.measured, throughput.met) == (2, True)
+    assert (latency.measured, latency.met) == (0.25, True)
 
 
 def test_overload_counts_what_came_in_time() -> None:

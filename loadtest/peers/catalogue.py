@@ -29,6 +29,8 @@ class Peer:
         command: What follows its environment's `python -m`; `{port}` is filled in.
         request: An image as this server wants it.
         answer: Finds the first label in its answer.
+        is_floor: It is the least that Python, HTTP and the engine can take, with no
+            batching and nobody else served meanwhile; shown, but no rival.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Peer:
     command: Sequence[str]
     request: Callable[[bytes], Request]
     answer: re.Pattern[bytes] = FIRST_LABEL
+    is_floor: bool = False
 
 
 def open_inference(path: str) -> Callable[[bytes], Request]:
@@ -75,6 +78,7 @@ PEERS: Final[Mapping[str, Peer]] = {
         requirements=(*FASTAPI, *OPENVINO),
         command=_uvicorn("fastapi_openvino"),
         request=raw("/classify"),
+        is_floor=True,
     ),
     "litserve": Peer(
         title="LitServe, OpenVINO",
