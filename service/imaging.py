@@ -218,8 +218,11 @@ def _decode_jpeg(
         return None
     height, width, orientation, _ = header
     _check_pixels(height, width, max_pixels)
-    plan = _plan(image_input, height, width, orientation)
-    scale = _dct_scale(plan)
+    # Many clients send what fits already; the plan to do nothing would take as long as
+    # decoding a small image.
+    fits = (height, width) == image_input.shape[:2] and orientation == _UPRIGHT
+    plan = None if fits else _plan(image_input, height, width, orientation)
+    scale = _dct_scale(plan) if plan else 1
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
             encoded,
@@ -231,6 +234,8 @@ def _decode_jpeg(
         if _HARMLESS.search(str(error)):
             return None
         raise
+    if plan is None:
+        return pixels
     return _turn_and_pad(_resize_scaled(pixels, plan, scale), plan, image_input)
 
 
