@@ -80,13 +80,21 @@ class Classifier:
         self._repository = repository
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
-    def check(self, target: Target, *, deadline: float, priority: Priority) -> None:
+    def check(
+        self,
+        target: Target,
+        *,
+        deadline: float,
+        priority: Priority,
+        scope: RequestScope,
+    ) -> None:
         """Refuse a request that need not be read further; see `classify`.
 
         Raises:
             BlockserveError: As `classify` would.
         """
         with self._lease(target) as served:
+            scope.resolved(served.name, served.version)
             _, batcher = served.for_images
             batcher.check(rows=1, deadline=deadline, priority=priority)
 

@@ -391,6 +391,29 @@ async def test_a_request_that_is_let_go_before_its_answer_is_withdrawn() -> None
         assert engine.batches == [[0]]
 
 
+async def test_each_request_fails_at_its_own_deadline_in_whatever_order_they_come() -> (
+    None
+):
+    async with batching() as (batcher, engine):
+        head = await occupy(batcher, engine)
+        endless = batcher.submit(rows_of(1), rows=1, deadline=float("inf"))
+        early: list[float] = []
+        doomed = []
+        for timeout in (0.03, 0.01, 0.05, 0.02):
+            deadline = monotonic() + timeout
+            request = batcher.submit(rows_of(2), rows=1, deadline=deadline)
+            request.add_done_callback(
+                lambda _, it=deadline: early.append(it) if monotonic() < it else None
+            )
+            doomed.append(request)
+        results = await asyncio.gather(*doomed, return_exceptions=True)
+        assert all(isinstance(result, DeadlineExceeded) for result in results)
+        assert early == []
+        engine.gate.set()
+        assert await answers(head, endless) == [[0], [2]]
+        assert engine.batches == [[0], [1]]
+
+
 async def test_a_deadline_that_passes_while_decoding_is_told_at_once() -> None:
     async with batching() as (batcher, engine):
         with batcher.admit(rows=1, deadline=float("inf")) as place:

@@ -487,11 +487,15 @@ async def test_a_failing_engine_is_a_500_without_its_inner_workings(
     assert top_labels(again) == ["a"]
 
 
-async def test_a_client_that_goes_away_withdraws_its_request(served: Served) -> None:
+@pytest.mark.parametrize("padding_bytes", [0, 90_000])
+async def test_a_client_that_goes_away_withdraws_its_request(
+    served: Served, padding_bytes: int
+) -> None:
+    """After a large body the connection is not read, unless somebody sees to it."""
     engine = engine_of(served)
     engine.gate.clear()
     port = served.running.http_port
-    image = image_of_class(0)
+    image = image_of_class(0) + bytes(padding_bytes)
     head = (
         f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\n"
         f"content-length: {len(image)}\r\n\r\n"
@@ -500,7 +504,9 @@ async def test_a_client_that_goes_away_withdraws_its_request(served: Served) -> 
     writers = []
     for _ in range(2):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head.encode() + image)
+        writer.write(head.encode())
+        await writer.drain()
+        writer.write(image)
         await writer.drain()
         writers.append(writer)
     while not (batcher._running and batcher.queue_depth):
@@ -603,6 +609,35 @@ async def test_requests_that_come_at_once_are_answered_in_their_order(
         assert b'"predictions":[{"label":"%s"' % label in answer
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_refusal_before_the_body_counts_for_the_model(served: Served) -> None:
+    """One request computes, one waits, and the third is told so from its head alone."""
+    engine = engine_of(served)
+    engine.gate.clear()
+    batcher = batcher_of(served)
+    waiting = [
+        asyncio.create_task(
+            served.client.post("/classify", content=image_of_class(i), headers=PNG)
+        )
+        for i in range(2)
+    ]
+    while not (batcher._running and batcher.queue_depth):
+        await asyncio.sleep(0)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", served.running.http_port
+    )
+    head = "POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n"
+    writer.write(f"{head}x-request-timeout: 1e-6\r\n\r\n".encode())
+    answer = await reader.readuntil(b"}}")
+    assert answer.startswith((b"HTTP/1.1 503", b"HTTP/1.1 504"))
+    writer.close()
+    engine.gate.set()
+    for request in waiting:
+        assert (await request).status_code == 200
+    text = (await served.client.get("/metrics")).text
+    counted = 'blockserve_requests_total{model="stub",protocol="http",version="1"} 3.0'
+    assert counted in text
 
 
 async def test_models_are_described(client: httpx.AsyncClient) -> None:

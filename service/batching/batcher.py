@@ -301,7 +301,7 @@ class Batcher:
         request.queued_at = now
         self._unanswered.add(request)
         if request.deadline < self._expires_at:
-            self._expire_at(request.deadline, now)
+            self._set_expiry(request.deadline, now)
         line = self._lines[request.priority]
         if not line.waiting:
             self._processor.awake(self)
@@ -473,7 +473,7 @@ class Batcher:
         line.rows -= request.rows - request.taken
         line.waiting_rows -= request.rows - request.taken
 
-    def _expire_at(self, deadline: float, now: float) -> None:
+    def _set_expiry(self, deadline: float, now: float) -> None:
         """Look for requests whose time is up at the earliest of their deadlines."""
         if self._expiry is not None:
             self._expiry.cancel()
@@ -490,7 +490,7 @@ class Batcher:
             elif not request.answer.done():
                 self._expires_at = min(self._expires_at, request.deadline)
         if self._expires_at < math.inf:
-            self._expire_at(self._expires_at, now)
+            self._set_expiry(self._expires_at, now)
 
     def _ripen(self, request: Request) -> None:
         request.is_ripe = True

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs
@@ -147,13 +148,21 @@ class ClassifyEndpoint:
         target = _target(scope["path_params"])
         top_k = _top_k(scope["query_string"])
         settings = gateway.settings
+        check = partial(
+            gateway.classifier.check,
+            target,
+            deadline=deadline,
+            priority=priority,
+            scope=request,
+        )
+        if b"expect" in headers:
+            check()  # to read would be to ask for the body
         reading = Eager(read_body(receive, headers, settings.max_body_bytes))
         if reading.is_done:
             body = reading.result
         else:
             with closing(reading):
-                # What would be refused in the end need not be sent to the end.
-                gateway.classifier.check(target, deadline=deadline, priority=priority)
+                check()  # what would be refused in the end need not be sent to the end
                 body = await _in_time(reading, deadline)
         return await gateway.classifier.classify(
             images_of(body, headers, max_images=settings.max_images_per_request),
