@@ -509,7 +509,9 @@ async def test_a_client_that_goes_away_withdraws_its_request(
         writer.write(image)
         await writer.drain()
         writers.append(writer)
-    while not (batcher._running and batcher.queue_depth):
+        while not batcher._running:  # the second one waits behind the first
+            await asyncio.sleep(0)
+    while not batcher._waiting_rows:
         await asyncio.sleep(0)
     for writer in writers:
         writer.close()
@@ -616,13 +618,15 @@ async def test_a_refusal_before_the_body_counts_for_the_model(served: Served) ->
     engine = engine_of(served)
     engine.gate.clear()
     batcher = batcher_of(served)
-    waiting = [
-        asyncio.create_task(
-            served.client.post("/classify", content=image_of_class(i), headers=PNG)
+    waiting = []
+    for index in range(2):
+        request = served.client.post(
+            "/classify", content=image_of_class(index), headers=PNG
         )
-        for i in range(2)
-    ]
-    while not (batcher._running and batcher.queue_depth):
+        waiting.append(asyncio.create_task(request))
+        while not batcher._running:  # the second one waits behind the first
+            await asyncio.sleep(0)
+    while not batcher._waiting_rows:
         await asyncio.sleep(0)
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", served.running.http_port
