@@ -9,6 +9,8 @@ from typing import Final
 
 import pytest
 
+from loadtest.__main__ import BENCHMARKS
+from loadtest.report import Report, shown
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -134,6 +136,25 @@ def test_the_commands_that_the_readme_names_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):
         assert f"\n{target}: " in makefile, target
+
+
+def test_the_performance_page_tells_what_was_measured() -> None:
+    """Each budget with the number in the committed report, met or not."""
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    reports = [Report.read(path) for path in (ROOT / "docs/performance").glob("*.json")]
+    assert {*BENCHMARKS, "compare"} <= {report.name for report in reports}
+    for report in reports:
+        assert f"python -m loadtest.{report.name}" in page
+        assert f"(performance/{report.name}.png)" in page
+        assert (ROOT / f"docs/performance/{report.name}.png").is_file()
+        for one in report.budgets:
+            cells = (
+                f"{report.name}: {one.name}",
+                shown(one.measured, one.format),
+                f"{one.bound} {shown(one.limit, one.format)}",
+                "met" if one.met else "**missed**",
+            )
+            assert f"| {' | '.join(cells)} |" in page
 
 
 def test_no_pinned_file_carries_an_address() -> None:
