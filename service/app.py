@@ -6,7 +6,6 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp
 
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
@@ -56,7 +55,7 @@ def create_app(
     return app
 
 
-def create_asgi(gateway: Gateway) -> ASGIApp:
+def create_asgi(gateway: Gateway) -> classify.Shortcut:
     """The application with a shortcut to its hot endpoint: what the server runs."""
     return classify.Shortcut(
         create_app(gateway=gateway),

@@ -96,7 +96,7 @@ class Classifier:
         with self._lease(target) as served:
             scope.resolved(served.name, served.version)
             _, batcher = served.for_images
-            batcher.check(rows=1, deadline=deadline, priority=priority)
+            batcher.announce(deadline=deadline, priority=priority)
 
     async def classify(
         self,

@@ -63,6 +63,10 @@ class RequestScope:
         self.model = model
         self.version = str(version)
 
+    def refused(self, kind: str) -> None:
+        """Count a request that is refused without being entered."""
+        self._count(kind, seconds=0.0)
+
     def __enter__(self) -> Self:
         self._metrics.in_flight[self._protocol].inc()
         self._started = perf_counter()
@@ -70,16 +74,19 @@ class RequestScope:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        _: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        seconds = perf_counter() - self._started
+        self._metrics.in_flight[self._protocol].dec()
+        kind = None if error is None else _kind_of(error)
+        self._count(kind, seconds=perf_counter() - self._started)
+
+    def _count(self, error_kind: str | None, *, seconds: float) -> None:
         labels = (self._protocol, self.model, self.version)
         metrics = self._metrics
-        metrics.in_flight[self._protocol].dec()
-        if error is not None:
-            metrics.errors_total.labels(*labels, _kind_of(error)).inc()
+        if error_kind is not None:
+            metrics.errors_total.labels(*labels, error_kind).inc()
         metrics.requests_total.labels(*labels).inc()
         metrics.request_duration_seconds.labels(*labels).observe(seconds)
 

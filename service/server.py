@@ -18,7 +18,7 @@ from service.app import create_asgi
 from service.errors import InvalidSettings
 from service.gateway import Gateway
 from service.grpc.server import create_server
-from service.http.protocol import HttpProtocol
+from service.http.protocol import http_protocol
 from service.metrics import Metrics
 from service.ports import BACKLOG, GRPC_FLAG, HTTP_FLAG, cannot_listen, join, listen
 from service.settings import Settings
@@ -129,9 +129,10 @@ async def _run(
             )
         )
 
+    application = create_asgi(gateway)
     config = uvicorn.Config(
-        create_asgi(gateway),
-        http=HttpProtocol,
+        application,
+        http=http_protocol(application),  # type: ignore[arg-type]  # only called
         ws="none",
         log_config=None,
         access_log=False,

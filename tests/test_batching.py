@@ -257,6 +257,36 @@ async def test_an_idle_engine_tries_whatever_the_deadline() -> None:
         assert curve.seconds(1) < 10
 
 
+async def test_of_those_announced_at_a_time_no_more_come_in_than_have_a_place() -> None:
+    async with batching(max_queue_depth=2) as (batcher, _):
+        for _ in range(2):
+            batcher.announce(deadline=float("inf"), priority=Priority.INTERACTIVE)
+        with pytest.raises(Overloaded, match="queue is full"):
+            batcher.announce(deadline=float("inf"), priority=Priority.INTERACTIVE)
+        await settle()
+        batcher.announce(deadline=float("inf"), priority=Priority.INTERACTIVE)
+
+
+async def test_of_those_announced_at_a_time_no_more_come_in_than_time_allows() -> None:
+    curve = ThroughputCurve({1: 10.0})
+    async with batching(max_batch_size=1, curve=curve) as (batcher, _):
+        deadline = monotonic() + 25
+        for _ in range(2):
+            batcher.announce(deadline=deadline, priority=Priority.INTERACTIVE)
+        with pytest.raises(Overloaded) as refusal:
+            batcher.announce(deadline=deadline, priority=Priority.INTERACTIVE)
+        assert refusal.value.kind == "deadline_unreachable"
+
+
+async def test_an_announced_batch_request_takes_nothing_from_people() -> None:
+    async with batching(max_queue_depth=4) as (batcher, _):
+        for _ in range(2):
+            batcher.announce(deadline=float("inf"), priority=BULK)
+        with pytest.raises(Overloaded, match="batch priority"):
+            batcher.announce(deadline=float("inf"), priority=BULK)
+        batcher.announce(deadline=float("inf"), priority=Priority.INTERACTIVE)
+
+
 async def test_forecasts_that_were_too_bright_are_held_against_the_next() -> None:
     async with batching() as (batcher, engine):
         for _ in range(40):

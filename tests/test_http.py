@@ -6,6 +6,7 @@ import struct
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.app import create_app
 from service.batching import Batcher, ThroughputCurve
 from service.engines.stub import StubEngine
+from service.http.classify import ClassifyEndpoint
 from service.served_version import ServedVersion
 from tests.support import (
     LABELS,
@@ -642,6 +644,108 @@ async def test_a_refusal_before_the_body_counts_for_the_model(served: Served) ->
     text = (await served.client.get("/metrics")).text
     counted = 'blockserve_requests_total{model="stub",protocol="http",version="1"} 3.0'
     assert counted in text
+
+
+@asynccontextmanager
+async def overloaded(
+    repository: Path, **settings: Any
+) -> AsyncIterator[tuple[Served, int]]:
+    """A gateway that refuses requests, and how many it has had; all end with it."""
+    stub_version(repository)
+    small = {"max_queue_depth": 1, "max_batch_size": 1}
+    async with serving(repository, **small, **settings) as served:
+        engine_of(served).gate.clear()
+        if token := settings.get("token"):
+            served.client.headers["authorization"] = f"Bearer {token}"
+        requests = [
+            asyncio.create_task(
+                served.client.post("/classify", content=image_of_class(0), headers=PNG)
+            )
+            for _ in range(3)
+        ]
+        done, waiting = await asyncio.wait(
+            requests, return_when=asyncio.FIRST_COMPLETED
+        )
+        error_of(only(done).result(), 503)
+        yield served, len(requests)
+        engine_of(served).gate.set()
+        await asyncio.gather(*waiting)
+
+
+async def test_under_overload_a_refusal_takes_no_more_than_the_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body comes later, and the connection is good for another request."""
+    async with overloaded(tmp_path) as (served, before):
+        started = []
+        monkeypatch.setattr(ClassifyEndpoint, "_classify", lambda *_: started.append(1))
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", served.running.http_port
+        )
+        image = image_of_class(4)
+        head = b"POST /classify?top_k=1 HTTP/1.1\r\nhost: x\r\n"
+        head += b"content-length: %d\r\n\r\n" % len(image)
+        for _ in range(2):
+            writer.write(head)
+            answer = await reader.readuntil(b"}}")
+            assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"\r\nretry-after: 1\r\n" in answer
+            assert b'"code":"overloaded"' in answer
+            writer.write(image[:9])
+            await writer.drain()
+            writer.write(image[9:])
+        assert not started
+        monkeypatch.undo()
+        text = (await served.client.get("/metrics")).text
+        labels = '{model="stub",protocol="http",version="1"}'
+        # Two of those before compute or wait, and are not counted yet.
+        assert f"blockserve_requests_total{labels} {before - 2 + 2}.0" in text
+        engine_of(served).gate.set()
+        while batcher_of(served).queue_depth:
+            await asyncio.sleep(0)
+        writer.write(head + image)
+        answer = await reader.readuntil(b"]}]}")
+        assert b'"predictions":[{"label":"e"' in answer
+        writer.close()
+
+
+async def test_a_refusal_waits_for_the_answers_before_it(tmp_path: Path) -> None:
+    async with overloaded(tmp_path) as (served, _):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", served.running.http_port
+        )
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n" + posted(b"image"))
+        statuses = [await reader.readuntil(b"\r\n")]
+        await reader.readuntil(b"}")
+        statuses.append(await reader.readuntil(b"\r\n"))
+        assert [status.split()[1] for status in statuses] == [b"200", b"503"]
+        writer.close()
+
+
+async def test_under_overload_a_connection_that_is_to_close_closes(
+    tmp_path: Path,
+) -> None:
+    async with overloaded(tmp_path) as (served, _):
+        answer = await served.client.post(
+            "/classify", content=b"image", headers={"connection": "close"}
+        )
+        error_of(answer, 503)
+        assert answer.headers["connection"] == "close"
+
+
+async def test_under_overload_other_errors_are_still_told(tmp_path: Path) -> None:
+    async with overloaded(tmp_path, token="secret") as (served, _):  # noqa: S106
+        client = served.client
+        missing = await client.post("/models/nope/classify", content=b"x")
+        assert error_of(missing, 404)[0] == "model_not_found"
+        impatient = await client.post(
+            "/classify", content=b"x", headers={"x-request-timeout": "soon"}
+        )
+        assert error_of(impatient, 400)[0] == "invalid_request"
+        assert (await client.get("/classify")).status_code == 405
+        del client.headers["authorization"]
+        stranger = await client.post("/classify", content=b"x", headers=PNG)
+        assert error_of(stranger, 401)[0] == "unauthorized"
 
 
 async def test_models_are_described(client: httpx.AsyncClient) -> None:

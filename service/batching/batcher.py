@@ -142,12 +142,14 @@ class _Line:
     """The requests of one priority, and their rows that no batch has taken yet.
 
     `places` and `rows` count what is being decoded, too; `waiting_rows` does not.
+    `announced` are those that are to come in this turn of the event loop.
     """
 
     waiting: OrderedDict[Request, None] = field(default_factory=OrderedDict)
     waiting_rows: int = 0
     places: int = 0
     rows: int = 0
+    announced: int = 0
     forecasts: _Forecasts = field(default_factory=_Forecasts)
 
 
@@ -237,7 +239,7 @@ class Batcher:
             Draining: The batcher is closed.
             EngineFailure: The batcher has crashed.
         """
-        expected_at = self.check(rows=rows, deadline=deadline, priority=priority)
+        expected_at = self._forecast(rows, deadline, priority)
         line = self._lines[priority]
         line.places += 1
         line.rows += rows
@@ -250,8 +252,26 @@ class Batcher:
             answer=self._loop.create_future(),
         )
 
-    def check(self, *, rows: int, deadline: float, priority: Priority) -> float:
-        """Say when an answer could be there, without taking a place; see `admit`."""
+    def announce(self, *, deadline: float, priority: Priority) -> None:
+        """Refuse a request of one row that `admit` would refuse, or expect it.
+
+        Until the next turn of the event loop it counts as admitted: of those that come
+        in one turn, no more are let in than can be answered.
+
+        Raises:
+            BlockserveError: As `admit` would.
+        """
+        self._forecast(1, deadline, priority)
+        if not self._announced:
+            self._loop.call_soon(self._forget_announced)
+        self._lines[priority].announced += 1
+
+    def _forget_announced(self) -> None:
+        for line in self._lines:
+            line.announced = 0
+
+    def _forecast(self, rows: int, deadline: float, priority: Priority) -> float:
+        """When an answer could be there; raises what `admit` does."""
         if self._refuse is not None:
             raise self._refuse()
         now = monotonic()
@@ -262,7 +282,7 @@ class Batcher:
         expected_at = now + wait + own
         late = expected_at + self._lines[priority].forecasts.margin_seconds - deadline
         # An idle engine tries: were the forecast wrong, nothing else would correct it.
-        if late > 0 and (self._running or self.queue_depth):
+        if late > 0 and (self._running or self.queue_depth or self._announced):
             raise Overloaded(
                 f"{self.queue_depth} requests wait and an answer would take about "
                 f"{expected_at - now:.2g} s, which is more than the request's time of "
@@ -384,17 +404,23 @@ class Batcher:
         interactive, batch = self._lines
         return interactive.waiting_rows + batch.waiting_rows
 
+    @property
+    def _announced(self) -> int:
+        interactive, batch = self._lines
+        return interactive.announced + batch.announced
+
     def _check_depth(self, priority: Priority, wait_seconds: float) -> None:
         limit = self._options.max_queue_depth
-        if self.queue_depth >= limit:
+        if self.queue_depth + self._announced >= limit:
             self._processor.dispatch()  # some may only wait for this moment to pass
-        if self.queue_depth >= limit:
+        if self.queue_depth + self._announced >= limit:
             raise Overloaded(
                 f"the queue is full ({limit} requests wait); try again later",
                 retry_after_seconds=wait_seconds,
             )
         share = max(1, int(limit * BATCH_PRIORITY_SHARE))
-        if priority is Priority.BATCH and self._lines[priority].places >= share:
+        line = self._lines[priority]
+        if priority is Priority.BATCH and line.places + line.announced >= share:
             raise Overloaded(
                 f"{share} requests of batch priority wait; try again later",
                 retry_after_seconds=wait_seconds,
@@ -404,7 +430,9 @@ class Batcher:
         """Seconds until the last of `rows` new rows starts, and that they take then."""
         limit = self._limit
         interactive, batch = self._lines
-        ahead = interactive.rows + (batch.rows if priority is Priority.BATCH else 0)
+        ahead = interactive.rows + interactive.announced
+        if priority is Priority.BATCH:
+            ahead += batch.rows + batch.announced
         if not ahead and rows <= limit and self._free_slots:
             return 0.0, self._curve.seconds(rows)
         batches = -(-(ahead + rows) // limit)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qs
 
 import orjson
@@ -25,6 +25,7 @@ from service.errors import (
     ClientDisconnected,
     DeadlineExceeded,
     InvalidRequest,
+    Overloaded,
 )
 from service.event_loop import Eager
 from service.gateway import Gateway
@@ -37,7 +38,7 @@ from service.http.errors import (
     retry_after,
     status_of,
 )
-from service.http.protocol import CONNECTION, HttpProtocol
+from service.http.protocol import CONNECTION, Headers, HttpProtocol, Refusal
 from service.metrics import RequestScope
 
 PATHS: Final = (
@@ -46,16 +47,23 @@ PATHS: Final = (
     "/models/{name}/versions/{version}/classify",
     "/models/{name}/labels/{label}/classify",
 )
+TIMEOUT_HEADER: Final = b"x-request-timeout"
+PRIORITY_HEADER: Final = b"x-request-priority"
 PRIORITIES: Final = {priority.name.lower().encode(): priority for priority in Priority}
 INT64_DIGITS: Final = 18
 SHOWN_CHARACTERS: Final = 40
+CONTENT_TYPE: Final = (b"content-type", JSON)
 OK: Final = 200
+# How long after a refusal requests are looked at as soon as their headers are there.
+OVERLOAD_SECONDS: Final = 1.0
 
 T = TypeVar("T")
 
 
 class Shortcut:
     """Answers `POST` to `PATHS` in the application's place; it gets all else.
+
+    Under overload, as a `Doorkeeper`, it refuses before there is anything to answer.
 
     Args:
         app: The application, which has the same endpoint on a longer way.
@@ -76,12 +84,20 @@ class Shortcut:
         if scope["type"] == "http" and scope["method"] == "POST":
             parameters = _path_parameters(scope["path"])
             if parameters is not None and (
-                self._token is None or self._token.is_in(scope)
+                self._token is None or self._token.is_in(scope["headers"])
             ):
                 scope["path_params"] = parameters
                 await self._endpoint(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def refuse(self, method: bytes, path: bytes, headers: Headers) -> Refusal | None:
+        """Refuse what the endpoint would refuse; see `Doorkeeper`."""
+        if method != b"POST" or not self._endpoint.is_overloaded:
+            return None
+        if self._token is not None and not self._token.is_in(headers):
+            return None
+        return self._endpoint.refuse(path, dict(headers))
 
 
 def _path_parameters(path: str) -> dict[str, str] | None:
@@ -108,11 +124,55 @@ class ClassifyEndpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._overloaded_until = 0.0
+        self._refused: dict[tuple[bytes | None, ...], _Refused] = {}
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether a request was refused a moment ago for there being too many."""
+        return monotonic() < self._overloaded_until
+
+    def refuse(self, path: bytes, headers: Mapping[bytes, bytes]) -> Refusal | None:
+        """Refuse a request if there are too many; `None` lets it pass.
+
+        Args:
+            path: As it was sent.
+            headers: Its headers.
+        """
+        # What is refused now is refused until something ends, in another turn.
+        terms = (path, headers.get(TIMEOUT_HEADER), headers.get(PRIORITY_HEADER))
+        refused = self._refused.get(terms)
+        if refused is None:
+            refused = self._try_to_refuse(path, headers)
+            if refused is None:
+                return None
+            if not self._refused:
+                asyncio.get_running_loop().call_soon(self._refused.clear)
+            self._refused[terms] = refused
+        refused.request.refused(refused.kind)
+        return refused.answer
+
+    def _try_to_refuse(
+        self, path: bytes, headers: Mapping[bytes, bytes]
+    ) -> "_Refused | None":
+        parameters = _path_parameters(path.decode("latin-1"))
+        if parameters is None:
+            return None
+        request = self._gateway.metrics.request("http")
+        try:
+            target, deadline, priority = self._terms(parameters, headers)
+            self._gateway.classifier.check(
+                target, deadline=deadline, priority=priority, scope=request
+            )
+        except Overloaded as error:
+            return _Refused(request, error.kind, Refusal(*self._answer_to(error)))
+        except BlockserveError:
+            return None  # the way through the application tells and counts it
+        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        status = OK
-        headers: dict[str, str] = {}
+        status, headers = OK, [CONTENT_TYPE]
         try:
             with self._gateway.metrics.request("http") as request:
                 answer = await self._classify(scope, receive, request)
@@ -120,19 +180,14 @@ class ClassifyEndpoint:
         except ClientDisconnected:
             return
         except BlockserveError as error:
-            status, body = status_of(error), error_body(error.kind, error.message)
-            headers = retry_after(error)
+            status, headers, body = self._answer_to(error)
         except Exception as error:
             status, body = 500, internal_error(error)
         await send(
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [
-                    (b"content-type", JSON),
-                    (b"content-length", b"%d" % len(body)),
-                    *((k.encode(), v.encode()) for k, v in headers.items()),
-                ],
+                "headers": [*headers, (b"content-length", b"%d" % len(body))],
             }
         )
         await send({"type": "http.response.body", "body": body})
@@ -141,11 +196,8 @@ class ClassifyEndpoint:
         self, scope: Scope, receive: Receive, request: RequestScope
     ) -> Classification:
         gateway = self._gateway
-        gateway.admit()
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        deadline = gateway.deadline(_timeout_seconds(headers))
-        priority = _priority(headers)
-        target = _target(scope["path_params"])
+        target, deadline, priority = self._terms(scope["path_params"], headers)
         top_k = _top_k(scope["query_string"])
         settings = gateway.settings
         check = partial(
@@ -174,11 +226,37 @@ class ClassifyEndpoint:
             scope=request,
         )
 
+    def _terms(
+        self, parameters: Mapping[str, str], headers: Mapping[bytes, bytes]
+    ) -> tuple[Target, float, Priority]:
+        """What a request asks for before its body is read, and its deadline."""
+        self._gateway.admit()
+        deadline = self._gateway.deadline(_timeout_seconds(headers))
+        return _target(parameters), deadline, _priority(headers)
+
+    def _answer_to(
+        self, error: BlockserveError
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """Status, headers and body of an error."""
+        if isinstance(error, Overloaded):
+            self._overloaded_until = monotonic() + OVERLOAD_SECONDS
+        headers = [(k.encode(), v.encode()) for k, v in retry_after(error).items()]
+        body = error_body(error.kind, error.message)
+        return status_of(error), [CONTENT_TYPE, *headers], body
+
 
 def _caller(scope: Scope, receive: Receive) -> Caller:
     """Who waits: the connection, where the server is ours."""
     connection: HttpProtocol | None = scope.get("extensions", {}).get(CONNECTION)
     return connection or _Client(receive)
+
+
+class _Refused(NamedTuple):
+    """A refusal that others with the same terms get, too."""
+
+    request: RequestScope
+    kind: str
+    answer: Refusal
 
 
 class _Client:
@@ -256,7 +334,7 @@ def _as_json(answer: Classification) -> dict[str, Any]:
 
 
 def _priority(headers: Mapping[bytes, bytes]) -> Priority:
-    text = headers.get(b"x-request-priority")
+    text = headers.get(PRIORITY_HEADER)
     if text is None:
         return Priority.INTERACTIVE
     priority = PRIORITIES.get(text.lower())
@@ -269,7 +347,7 @@ def _priority(headers: Mapping[bytes, bytes]) -> Priority:
 
 
 def _timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
-    text = headers.get(b"x-request-timeout")
+    text = headers.get(TIMEOUT_HEADER)
     if text is None:
         return None
     try:
