@@ -44,15 +44,19 @@ def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -
 
 
 def _serve_alone(settings: Settings) -> None:
-    from service.server import new_event_loop, run  # noqa: PLC0415
+    from service.server import (  # noqa: PLC0415
+        Running,
+        new_event_loop,
+        run,
+        spare_the_collector,
+    )
+
+    def on_start(running: Running) -> None:
+        spare_the_collector()
+        _announce(settings, running.http_port, running.grpc_port)
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(
-            run(
-                settings,
-                on_start=lambda it: _announce(settings, it.http_port, it.grpc_port),
-            )
-        )
+        runner.run(run(settings, on_start=on_start))
 
 
 def _serve_with_workers(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from service import logs
 from service.errors import BlockserveError, Unavailable
 from service.metrics import Metrics
-from service.server import new_event_loop, run
+from service.server import Running, new_event_loop, run, spare_the_collector
 from service.workers.channel import (
     Assignment,
     Channel,
@@ -59,14 +59,14 @@ async def _work() -> int:
         assert isinstance(question, Collect)  # noqa: S101, nothing else is asked
         return list(metrics.registry.collect())
 
+    def on_start(_: Running) -> None:
+        spare_the_collector()
+        channel.send(Started())
+
     listening = asyncio.create_task(channel.listen(answer))
     listening.add_done_callback(_drain)
     try:
-        await run(
-            assignment.settings,
-            on_start=lambda _: channel.send(Started()),
-            metrics=metrics,
-        )
+        await run(assignment.settings, on_start=on_start, metrics=metrics)
     except BlockserveError as error:
         channel.send(Failed(error=error))
         await channel.close()
