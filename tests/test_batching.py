@@ -152,6 +152,22 @@ async def test_a_batch_is_as_large_as_the_curve_prefers() -> None:
         assert batcher.state.batch_size_is_learned
 
 
+async def test_under_lasting_load_a_larger_size_is_tried_and_found_to_be_better() -> (
+    None
+):
+    """Each batch costs the same here, whatever its size; warm-up thought otherwise."""
+    curve = ThroughputCurve({1: 0.001, 2: 0.001, 4: 0.004})
+    async with batching(max_batch_size=None, max_queue_depth=10_000, curve=curve) as (
+        batcher,
+        engine,
+    ):
+        requests = [submit(batcher, value % POISON) for value in range(2_000)]
+        await answers(*requests)
+        assert [len(batch) for batch in engine.batches[:17]] == [2] * 15 + [4, 2]
+        assert batcher.state.batch_size_limit_rows == 4
+        assert len(engine.batches[-2]) == 4
+
+
 async def test_batches_are_padded_to_allowed_sizes_and_answers_are_not() -> None:
     async with batching(max_batch_size=None, allowed_batch_sizes=(2, 4)) as (
         batcher,

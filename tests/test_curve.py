@@ -58,6 +58,11 @@ def test_batches_of_different_sizes_correct_the_curve_s_shape() -> None:
     assert curve.preferred_batch_size == 8
 
 
+def test_the_size_to_try_is_the_next_one_above_the_preferred() -> None:
+    assert knee_at_four().size_to_try == 8
+    assert ThroughputCurve({1: 1.0, 2: 1.0}).size_to_try is None
+
+
 def test_one_batch_that_was_held_up_says_little() -> None:
     curve = knee_at_four()
     curve.observe(4, 100.0)

@@ -55,6 +55,9 @@ BATCH_PRIORITY_SHARE: Final = 0.5
 # How forecasts are held against what came, as TCP does it for round trips (RFC 6298).
 LATENESS_STEP: Final = 1 / 16
 DEVIATIONS: Final = 3
+# A queue that is long all the time makes batches of one size, and what others would
+# take shows only in them. So one in so many is of the next larger size.
+TRIAL_INTERVAL_BATCHES: Final = 16
 # uvloop's timers count milliseconds; a shorter one fires at once, again and again.
 SHORTEST_TIMER_SECONDS: Final = 0.001
 
@@ -182,6 +185,7 @@ class Batcher:
         self._metrics = metrics
         self._on_crash = on_crash
         self._free_slots = options.slots
+        self._batches_since_trial = 0
         self._fixed_limit = _fixed_limit(options)
         self._lines = tuple(_Line() for _ in Priority)
         self._again: deque[Slice] = deque()  # what shared a batch that failed
@@ -395,6 +399,18 @@ class Batcher:
         """Most rows in one batch."""
         return self._fixed_limit or self._curve.preferred_batch_size
 
+    def _limit_or_trial(self) -> int:
+        """Most rows in the batch that starts now."""
+        limit = self._limit
+        larger = None if self._fixed_limit else self._curve.size_to_try
+        if larger is None or self._waiting_rows < larger:
+            return limit
+        self._batches_since_trial += 1
+        if self._batches_since_trial < TRIAL_INTERVAL_BATCHES:
+            return limit
+        self._batches_since_trial = 0
+        return larger
+
     def _padded(self, rows: int) -> int:
         sizes = self._options.allowed_batch_sizes
         return min(size for size in sizes if size >= rows) if sizes else rows
@@ -450,7 +466,7 @@ class Batcher:
             part = self._again.popleft()
             if not part.request.answer.done():
                 return [part]
-        limit = self._limit
+        limit = self._limit_or_trial()
         # Two that came together have each a slot of their own, if both are free.
         room = min(limit, -(-self._waiting_rows // self._free_slots))
         now = monotonic()

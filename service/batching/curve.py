@@ -8,7 +8,7 @@ what slows both cancels out in the comparison.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
@@ -57,6 +57,12 @@ class ThroughputCurve:
     def preferred_batch_size(self) -> int:
         """The smallest measured size within a few percent of the best rate."""
         return self._preferred
+
+    @property
+    def size_to_try(self) -> int | None:
+        """The measured size above the preferred one; `None` if that is the largest."""
+        above = bisect_right(self._sizes, self._preferred)
+        return self._sizes[above] if above < len(self._sizes) else None
 
     @property
     def points(self) -> tuple[CurvePoint, ...]:
