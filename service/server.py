@@ -25,6 +25,7 @@ from service.ports import BACKLOG, GRPC_FLAG, HTTP_FLAG, cannot_listen, join, li
 from service.settings import Settings
 
 GRPC_GRACE_SECONDS: Final = 0.5
+ACCEPTS_PER_TURN: Final = 16
 
 
 class _HttpServer(uvicorn.Server):
@@ -157,8 +158,11 @@ async def _run(
     server = _HttpServer(
         config, on_start=start_grpc, on_exit=gateway.begin_drain, held=held
     )
+    # The event loop accepts one connection a turn from each. From one alone, a burst of
+    # new ones fills the backlog, and clients try again only after a second.
+    listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
     try:
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=listeners)
     finally:
         # Only health is asked there, and a client that watches it never stops.
         await grpc_server.stop(grace=GRPC_GRACE_SECONDS)
