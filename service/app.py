@@ -6,10 +6,13 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.routing import Route
 
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
 from service.http.auth import RequireToken, Token
+from service.http.shortcut import Shortcut
+from service.http.tf_serving import PREFIX, TfServingEndpoint
 from service.settings import Settings
 
 
@@ -39,6 +42,7 @@ def create_app(
         redoc_url=None,
         openapi_tags=[
             {"name": "classify", "description": "Images in, labels out"},
+            {"name": "TensorFlow Serving", "description": "Its REST API: tensors"},
             {"name": "models", "description": "What is served"},
             {"name": "operations", "description": "Health and metrics"},
         ],
@@ -46,6 +50,9 @@ def create_app(
     )
     app.state.gateway = gateway
     app.router.routes[:0] = classify.routes(classify.ClassifyEndpoint(gateway))
+    app.router.routes.append(
+        Route(PREFIX + "{path:path}", TfServingEndpoint(gateway), methods=None)
+    )
     app.include_router(operations.router(gateway))
     app.include_router(models.router(gateway))
     errors.install(app)
@@ -55,11 +62,12 @@ def create_app(
     return app
 
 
-def create_asgi(gateway: Gateway) -> classify.Shortcut:
-    """The application with a shortcut to its hot endpoint: what the server runs."""
-    return classify.Shortcut(
+def create_asgi(gateway: Gateway) -> Shortcut:
+    """The application with a shortcut to its hot endpoints: what the server runs."""
+    return Shortcut(
         create_app(gateway=gateway),
         classify.ClassifyEndpoint(gateway),
+        TfServingEndpoint(gateway),
         token=_token(gateway.settings),
     )
 

@@ -8,6 +8,7 @@ from service.classification import Classifier
 from service.errors import Draining
 from service.event_loop import EventLoopLag
 from service.metrics import Metrics
+from service.prediction import Predictor
 from service.repository import Repository
 from service.settings import Settings
 
@@ -25,6 +26,7 @@ class Gateway:
         self.metrics = metrics or Metrics()
         self.repository = Repository(settings, self.metrics, on_change=self._changed)
         self.classifier = Classifier(settings, self.repository)
+        self.predictor = Predictor(self.repository)
         self._draining = False
         self._lag = EventLoopLag()
         self._listeners: list[Callable[[], None]] = []

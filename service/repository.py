@@ -27,6 +27,7 @@ from service.errors import (
     UnsupportedModel,
 )
 from service.metrics import Metrics
+from service.saved_model import signature_defs
 from service.served_version import ServedVersion, infer_card
 from service.settings import Settings
 from service.warm_up import warm_up
@@ -187,7 +188,7 @@ class Repository:
                 return latest
         model = self.model(name)
         if label is not None:
-            version = self._labelled(model, label)
+            version = self.labelled(model, label)
         return _pick(model, version)
 
     async def reconcile(self) -> None:
@@ -284,9 +285,13 @@ class Repository:
                 signature.name: await warm_up(engine, signature, settings)
                 for signature in engine.signatures.values()
             }
+            definitions = await asyncio.to_thread(
+                signature_defs, version.path, engine.signatures
+            )
             served = ServedVersion(
                 card=card.model_copy(update={"name": name, "version": version.number}),
                 engine=engine,
+                signature_defs=definitions,
                 curves=curves,
                 processor=self._processor,
                 metrics=self._metrics,
@@ -390,7 +395,12 @@ class Repository:
             )
         return candidates[0]
 
-    def _labelled(self, model: Model, label: str) -> int:
+    def labelled(self, model: Model, label: str) -> int:
+        """The version that a label of a model stands for.
+
+        Raises:
+            NotFound: The model has no such label.
+        """
         labels = self._settings.labels.get(model.name, {})
         if label not in labels:
             raise NotFound(

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Final, Self
 
 from models.card import ImageInput, ModelCard, OutputTensor
+from proto.tensorflow.meta_graph_pb2 import SignatureDef
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.engines import Engine
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotFound
 from service.metrics import Metrics, VersionMetrics
 from service.settings import Settings
 from service.tensors import Signature
@@ -25,6 +26,7 @@ class ServedVersion:
     Args:
         card: What the model is.
         engine: What runs it.
+        signature_defs: Its signatures in TensorFlow's form.
         curves: What its batches cost, by signature.
         processor: The slots that it shares with others.
         metrics: Where it registers its time series.
@@ -37,6 +39,7 @@ class ServedVersion:
         *,
         card: ModelCard,
         engine: Engine,
+        signature_defs: Mapping[str, SignatureDef],
         curves: Mapping[str, ThroughputCurve],
         processor: Processor,
         metrics: Metrics,
@@ -47,6 +50,7 @@ class ServedVersion:
         self.version = card.version
         self.card = card
         self.engine = engine
+        self.signature_defs = signature_defs
         self.metrics: VersionMetrics = metrics.version(
             card.name, card.version, queue_depth=lambda: self.queue_depth
         )
@@ -82,6 +86,22 @@ class ServedVersion:
             "classify with",
             code="not_an_image_model",
         )
+
+    def signature(self, name: str) -> tuple[Signature, Batcher]:
+        """A signature and its queue.
+
+        Raises:
+            NotFound: The model has no such signature, or its engine cannot run it.
+        """
+        signature = self.engine.signatures.get(name)
+        if signature is None:
+            raise NotFound(
+                f"model {self.name!r} version {self.version} has no signature {name!r} "
+                f"that the engine {self.engine.kind!r} runs; there is "
+                f"{', '.join(map(repr, sorted(self.engine.signatures)))}",
+                code="signature_not_found",
+            )
+        return signature, self.batchers[name]
 
     @property
     def queue_depth(self) -> int:

@@ -104,7 +104,7 @@ def test_the_examples_of_the_readme_work_against_a_running_gateway(
         )
         assert '"predictions"' in done.stdout, (line, done.stdout)
     examples = code_blocks(README, "python")
-    assert len(examples) == 2
+    assert len(examples) == 3
     outputs = []
     for example in examples:
         done = subprocess.run(
@@ -118,7 +118,8 @@ def test_the_examples_of_the_readme_work_against_a_running_gateway(
     label, probability = outputs[0]
     assert label in set("0123456789")
     assert 0 < float(probability) <= 1
-    assert outputs[1] == ["1"]
+    assert outputs[1] == [label]
+    assert outputs[2] == ["1"]
 
 
 def test_the_commands_that_the_readme_names_exist() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tensorflow.core.framework import tensor_pb2 as official_tensor_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2 as _  # noqa: F401, a pool's
 from tensorflow_serving.apis import predict_pb2 as official_predict_pb2
 from tensorflow_serving.apis import prediction_log_pb2 as official_log_pb2
 

@@ -1,5 +1,6 @@
 """TensorFlow in this process: every signature and every operation, on CPU or GPU."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -8,11 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from service.engines.base import InProcessEngine
-from service.errors import UnsupportedModel
+from service.errors import InvalidTensor, UnsupportedModel
 from service.tensors import Array, Signature, Tensors, TensorSpec
 
 # TensorFlow spreads one call over all cores; a second call only fills its gaps.
 DEFAULT_SLOTS: Final = 1
+# In an error, what is wrong stands before the node of the graph that found it.
+_BEFORE_NODE: Final = re.compile(r"([^\n]+)\s*\[\[\{\{")
 
 
 class TensorFlowEngine(InProcessEngine):
@@ -48,8 +51,18 @@ class TensorFlowEngine(InProcessEngine):
 
     def _compute(self, signature: str, tensors: Tensors) -> dict[str, Array]:
         function = self._functions[signature]
-        results = function(**{k: tf.constant(v) for k, v in tensors.items()})
+        try:
+            results = function(**{k: tf.constant(v) for k, v in tensors.items()})
+        except tf.errors.InvalidArgumentError as error:
+            # An image that cannot be decoded, say: the values and not the model.
+            raise InvalidTensor(_reason(error.message)) from error
         return {name: result.numpy() for name, result in results.items()}
+
+
+def _reason(message: str) -> str:
+    """What an error says, without the graph around it."""
+    found = _BEFORE_NODE.search(message)
+    return (found[1] if found else message.partition("\n")[0]).strip()
 
 
 def _signature(name: str, function: Any) -> Signature:

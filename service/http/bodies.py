@@ -1,8 +1,11 @@
 """Reads a request body, within a limit, and takes the images out of its three forms."""
 
+import asyncio
 import binascii
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from time import monotonic
 from typing import Final
 
 import orjson
@@ -12,10 +15,12 @@ from starlette.types import Receive
 
 from service.errors import (
     ClientDisconnected,
+    DeadlineExceeded,
     InvalidRequest,
     TooLarge,
     UnsupportedMediaType,
 )
+from service.event_loop import Eager
 
 IMAGE_FIELD: Final = b"image"
 FORMS: Final = (
@@ -50,6 +55,47 @@ async def read_body(
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def read_in_time(
+    receive: Receive,
+    headers: Mapping[bytes, bytes],
+    *,
+    max_bytes: int,
+    deadline: float,
+    check: Callable[[], None],
+) -> bytes:
+    """The whole body, where the request is not refused before.
+
+    Args:
+        receive: The request's, of ASGI.
+        headers: Its headers.
+        max_bytes: The longest body.
+        deadline: Moment of `time.monotonic`, in seconds.
+        check: Raises what refuses the request; asked where the body is not there yet.
+
+    Raises:
+        DeadlineExceeded: The body was not complete in time.
+        BlockserveError: As `read_body` and `check`.
+    """
+    if b"expect" in headers:
+        check()  # to read would be to ask for the body
+    reading = Eager(read_body(receive, headers, max_bytes))
+    if reading.is_done:
+        return reading.result
+    with closing(reading):
+        check()  # what would be refused in the end need not be sent to the end
+        return await _in_time(reading, deadline)
+
+
+async def _in_time(reading: Eager[bytes], deadline: float) -> bytes:
+    try:
+        async with asyncio.timeout(deadline - monotonic()):
+            return await reading
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            "the request's time ran out before its body was complete"
+        ) from error
 
 
 def images_of(

@@ -1,36 +1,33 @@
 """`POST /classify`: the hot endpoint, plain ASGI inside the FastAPI application.
 
 FastAPI's own request handling costs more than decoding a small image does. So these
-endpoints read and write ASGI messages themselves, and `Shortcut` answers their requests
-before they come to the framework; `openapi` documents them.
+endpoints read and write ASGI messages themselves, and `shortcut.Shortcut` answers their
+requests before they come to the framework; `openapi` documents them.
 """
 
 import asyncio
-import math
 from collections.abc import Mapping
-from contextlib import closing
 from functools import partial
 from time import monotonic
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 import orjson
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.batching import Priority
-from service.classification import Caller, Classification, Target
+from service.classification import Classification, Target
 from service.errors import (
     BlockserveError,
     ClientDisconnected,
-    DeadlineExceeded,
     InvalidRequest,
     Overloaded,
 )
-from service.event_loop import Eager
 from service.gateway import Gateway
-from service.http.auth import Token
-from service.http.bodies import images_of, read_body
+from service.http import terms
+from service.http.bodies import images_of, read_in_time
+from service.http.callers import caller_of
 from service.http.errors import (
     JSON,
     error_body,
@@ -38,7 +35,7 @@ from service.http.errors import (
     retry_after,
     status_of,
 )
-from service.http.protocol import CONNECTION, Headers, HttpProtocol, Refusal
+from service.http.protocol import Refusal
 from service.metrics import RequestScope
 
 PATHS: Final = (
@@ -47,9 +44,6 @@ PATHS: Final = (
     "/models/{name}/versions/{version}/classify",
     "/models/{name}/labels/{label}/classify",
 )
-TIMEOUT_HEADER: Final = b"x-request-timeout"
-PRIORITY_HEADER: Final = b"x-request-priority"
-PRIORITIES: Final = {priority.name.lower().encode(): priority for priority in Priority}
 INT64_DIGITS: Final = 18
 SHOWN_CHARACTERS: Final = 40
 CONTENT_TYPE: Final = (b"content-type", JSON)
@@ -57,50 +51,8 @@ OK: Final = 200
 # How long after a refusal requests are looked at as soon as their headers are there.
 OVERLOAD_SECONDS: Final = 1.0
 
-T = TypeVar("T")
 
-
-class Shortcut:
-    """Answers `POST` to `PATHS` in the application's place; it gets all else.
-
-    Under overload, as a `Doorkeeper`, it refuses before there is anything to answer.
-
-    Args:
-        app: The application, which has the same endpoint on a longer way.
-        endpoint: What answers.
-        token: What requests must carry; those without it are the application's to
-            refuse.
-    """
-
-    def __init__(
-        self, app: ASGIApp, endpoint: "ClassifyEndpoint", *, token: Token | None
-    ) -> None:
-        self._app = app
-        self._endpoint = endpoint
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            parameters = _path_parameters(scope["path"])
-            if parameters is not None and (
-                self._token is None or self._token.is_in(scope["headers"])
-            ):
-                scope["path_params"] = parameters
-                await self._endpoint(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def refuse(self, method: bytes, path: bytes, headers: Headers) -> Refusal | None:
-        """Refuse what the endpoint would refuse; see `Doorkeeper`."""
-        if method != b"POST" or not self._endpoint.is_overloaded:
-            return None
-        if self._token is not None and not self._token.is_in(headers):
-            return None
-        return self._endpoint.refuse(path, dict(headers))
-
-
-def _path_parameters(path: str) -> dict[str, str] | None:
+def path_parameters(path: str) -> dict[str, str] | None:
     """What `PATHS` say of a path; `None` if it is none of them."""
     match path.split("/"):
         case ["", "classify"]:
@@ -140,22 +92,22 @@ class ClassifyEndpoint:
             headers: Its headers.
         """
         # What is refused now is refused until something ends, in another turn.
-        terms = (path, headers.get(TIMEOUT_HEADER), headers.get(PRIORITY_HEADER))
-        refused = self._refused.get(terms)
+        key = (path, headers.get(terms.TIMEOUT), headers.get(terms.PRIORITY))
+        refused = self._refused.get(key)
         if refused is None:
             refused = self._try_to_refuse(path, headers)
             if refused is None:
                 return None
             if not self._refused:
                 asyncio.get_running_loop().call_soon(self._refused.clear)
-            self._refused[terms] = refused
+            self._refused[key] = refused
         refused.request.refused(refused.kind)
         return refused.answer
 
     def _try_to_refuse(
         self, path: bytes, headers: Mapping[bytes, bytes]
     ) -> "_Refused | None":
-        parameters = _path_parameters(path.decode("latin-1"))
+        parameters = path_parameters(path.decode("latin-1"))
         if parameters is None:
             return None
         request = self._gateway.metrics.request("http")
@@ -207,22 +159,20 @@ class ClassifyEndpoint:
             priority=priority,
             scope=request,
         )
-        if b"expect" in headers:
-            check()  # to read would be to ask for the body
-        reading = Eager(read_body(receive, headers, settings.max_body_bytes))
-        if reading.is_done:
-            body = reading.result
-        else:
-            with closing(reading):
-                check()  # what would be refused in the end need not be sent to the end
-                body = await _in_time(reading, deadline)
+        body = await read_in_time(
+            receive,
+            headers,
+            max_bytes=settings.max_body_bytes,
+            deadline=deadline,
+            check=check,
+        )
         return await gateway.classifier.classify(
             images_of(body, headers, max_images=settings.max_images_per_request),
             target=target,
             top_k=top_k,
             deadline=deadline,
             priority=priority,
-            caller=_caller(scope, receive),
+            caller=caller_of(scope, receive),
             scope=request,
         )
 
@@ -231,8 +181,8 @@ class ClassifyEndpoint:
     ) -> tuple[Target, float, Priority]:
         """What a request asks for before its body is read, and its deadline."""
         self._gateway.admit()
-        deadline = self._gateway.deadline(_timeout_seconds(headers))
-        return _target(parameters), deadline, _priority(headers)
+        deadline = self._gateway.deadline(terms.timeout_seconds(headers))
+        return _target(parameters), deadline, terms.priority(headers)
 
     def _answer_to(
         self, error: BlockserveError
@@ -245,69 +195,12 @@ class ClassifyEndpoint:
         return status_of(error), [CONTENT_TYPE, *headers], body
 
 
-def _caller(scope: Scope, receive: Receive) -> Caller:
-    """Who waits: the connection, where the server is ours."""
-    connection: HttpProtocol | None = scope.get("extensions", {}).get(CONNECTION)
-    return connection or _Client(receive)
-
-
 class _Refused(NamedTuple):
     """A refusal that others with the same terms get, too."""
 
     request: RequestScope
     kind: str
     answer: Refusal
-
-
-class _Client:
-    """A `Caller` over any ASGI server: gone when it says so."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-
-    async def unless_gone(self, work: asyncio.Future[T]) -> T:
-        """Wait for the work; cancel it when the client goes away.
-
-        The request's own task waits for the client, and the end of the work interrupts
-        it: a second task for each request would cost even more.
-
-        Raises:
-            ClientDisconnected: It went away.
-        """
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101, coroutines run in tasks
-        waits = True
-
-        def interrupt(_: asyncio.Future[T]) -> None:
-            if waits:
-                task.cancel()
-
-        work.add_done_callback(interrupt)
-        try:
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-        except asyncio.CancelledError:
-            # Without the request of `interrupt`, somebody else wants the task to end.
-            if not work.done() or task.uncancel() > 0:
-                work.cancel()
-                raise
-        else:
-            if not work.done():
-                work.cancel()
-                raise ClientDisconnected("the client went away")
-        finally:
-            waits = False
-        return work.result()
-
-
-async def _in_time(reading: Eager[bytes], deadline: float) -> bytes:
-    try:
-        async with asyncio.timeout(deadline - monotonic()):
-            return await reading
-    except TimeoutError as error:
-        raise DeadlineExceeded(
-            "the request's time ran out before its body was complete"
-        ) from error
 
 
 def _as_json(answer: Classification) -> dict[str, Any]:
@@ -331,35 +224,6 @@ def _as_json(answer: Classification) -> dict[str, Any]:
             )
         ],
     }
-
-
-def _priority(headers: Mapping[bytes, bytes]) -> Priority:
-    text = headers.get(PRIORITY_HEADER)
-    if text is None:
-        return Priority.INTERACTIVE
-    priority = PRIORITIES.get(text.lower())
-    if priority is None:
-        raise InvalidRequest(
-            "X-Request-Priority: expected 'interactive' or 'batch', got "
-            f"{text[:SHOWN_CHARACTERS].decode('latin-1')!r}"
-        )
-    return priority
-
-
-def _timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
-    text = headers.get(TIMEOUT_HEADER)
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequest(
-            "X-Request-Timeout: expected a positive number of seconds, got "
-            f"{text[:SHOWN_CHARACTERS].decode('latin-1')!r}"
-        )
-    return seconds
 
 
 def _target(path: Mapping[str, str]) -> Target:

@@ -1,13 +1,21 @@
-"""OpenAPI of the classify endpoints, which FastAPI cannot read from their code."""
+"""OpenAPI of the hot endpoints, which FastAPI cannot read from their code."""
 
+import re
 from typing import Any, Final
 
 from fastapi import FastAPI
 from pydantic import BaseModel, TypeAdapter
 
-from service.http.classify import PATHS, PRIORITIES
+from service.http.classify import PATHS
+from service.http.terms import PRIORITIES
+from service.http.tf_serving.routes import PREFIX
 
 _PRIORITIES: Final = [name.decode() for name in PRIORITIES]
+TARGETS: Final = (
+    "/{name}",
+    "/{name}/versions/{version}",
+    "/{name}/labels/{label}",
+)
 REF: Final = "#/components/schemas/{model}"
 
 
@@ -45,6 +53,55 @@ class ClassifyResponse(BaseModel):
     results: list[Result]
 
 
+class PredictRequest(BaseModel):
+    """Tensors, row by row (`instances`) or input by input (`inputs`)."""
+
+    signature_name: str = "serving_default"
+    instances: list[Any] | None = None
+    inputs: Any = None
+
+
+class PredictResponse(BaseModel):
+    """`predictions` for `instances`, `outputs` for `inputs`."""
+
+    predictions: list[Any] | None = None
+    outputs: Any = None
+
+
+class VersionStatus(BaseModel):
+    """`OK`, or why the version could not be loaded."""
+
+    error_code: str
+    error_message: str
+
+
+class ModelVersionStatus(BaseModel):
+    """A version's state: START, LOADING, AVAILABLE, UNLOADING or END."""
+
+    version: str
+    state: str
+    status: VersionStatus
+
+
+class ModelStatus(BaseModel):
+    """The states of a model's versions, latest first."""
+
+    model_version_status: list[ModelVersionStatus]
+
+
+class Metadata(BaseModel):
+    """A version's signatures, as `SignatureDef` messages."""
+
+    model_spec: dict[str, str]
+    metadata: dict[str, Any]
+
+
+class ServingError(BaseModel):
+    """The shape of TensorFlow Serving's errors."""
+
+    error: str
+
+
 class ErrorDetail(BaseModel):
     """`code` is stable, `message` is for people."""
 
@@ -69,32 +126,81 @@ ERRORS: Final = {
 }
 
 
+DOCUMENTS: Final = (
+    *(ClassifyRequest, ClassifyResponse, ErrorBody),
+    *(PredictRequest, PredictResponse, ModelStatus, Metadata, ServingError),
+)
+
+
 def document(app: FastAPI) -> None:
-    """Add the classify endpoints to the document that FastAPI makes."""
+    """Add the hot endpoints to the document that FastAPI makes."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
             _, definitions = TypeAdapter.json_schemas(
-                [
-                    (kind, "serialization", TypeAdapter(kind))
-                    for kind in (ClassifyRequest, ClassifyResponse, ErrorBody)
-                ],
+                [(kind, "serialization", TypeAdapter(kind)) for kind in DOCUMENTS],
                 ref_template=REF,
             )
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions["$defs"])
             for path in PATHS:
                 schema["paths"][path] = {"post": _operation(path)}
+            schema["paths"].update(_tf_serving())
         assert app.openapi_schema is not None  # noqa: S101, `generate` has set it
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
+def _tf_serving() -> dict[str, Any]:
+    """The paths of TensorFlow Serving's REST API."""
+    paths: dict[str, Any] = {}
+    for target in TARGETS:
+        names = _names(target)
+        shared = {
+            "tags": ["TensorFlow Serving"],
+            "parameters": [_parameter(n, "path", {"type": "string"}) for n in names],
+        }
+        by = "".join(f"_by_{name}" for name in names)
+        error = _response("what is wrong", ServingError)
+        for suffix, summary, kind in (
+            ("", "States of a model's versions", ModelStatus),
+            ("/metadata", "Signatures of a model version", Metadata),
+        ):
+            paths[PREFIX + target + suffix] = {
+                "get": {
+                    **shared,
+                    "summary": summary,
+                    "operationId": f"tf_serving{suffix.replace('/', '_')}{by}",
+                    "responses": {"200": _response(summary, kind), "404": error},
+                }
+            }
+        paths[f"{PREFIX}{target}:predict"] = {
+            "post": {
+                **shared,
+                "summary": "Run a signature on tensors",
+                "operationId": f"tf_serving_predict{by}",
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": _json(PredictRequest)},
+                },
+                "responses": {
+                    "200": _response("The outputs", PredictResponse),
+                    **dict.fromkeys(("400", "404", "413", "503", "504"), error),
+                },
+            }
+        }
+    return paths
+
+
+def _names(path: str) -> list[str]:
+    return re.findall(r"{(\w+)}", path)
+
+
 def _operation(path: str) -> dict[str, Any]:
-    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    names = _names(path)
     binary = {"schema": {"type": "string", "format": "binary"}}
     return {
         "tags": ["classify"],

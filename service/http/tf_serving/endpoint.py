@@ -1,0 +1,220 @@
+"""`/v1/models…`: status, metadata and prediction, as plain ASGI."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, NoReturn
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.text_format import MessageToString
+from starlette.types import Receive, Scope, Send
+
+from proto.tensorflow.serving.get_model_metadata_pb2 import SignatureDefMap
+from service.classification import Target
+from service.errors import (
+    BlockserveError,
+    ClientDisconnected,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+)
+from service.gateway import Gateway
+from service.http import terms
+from service.http.bodies import read_in_time
+from service.http.callers import caller_of
+from service.http.errors import JSON, internal_error, retry_after, status_of
+from service.http.tf_serving import answers, documents
+from service.http.tf_serving.predict_requests import (
+    PredictRequest,
+    signature_of_examples,
+)
+from service.http.tf_serving.routes import MalformedRequest, Route, route
+from service.metrics import RequestScope
+from service.prediction import DEFAULT_SIGNATURE
+from service.tf_serving import states
+from service.tf_serving.errors import INTERNAL, is_not_found, words
+
+OK: Final = 200
+BAD_REQUEST: Final = 400
+NOT_FOUND: Final = 404
+INTERNAL_ERROR: Final = 500
+GZIP: Final = b"gzip"
+GZIP_WINDOW_BITS: Final = 31
+KINDS: Final = {"classify": "classification", "regress": "regression"}
+SIGNATURE_NOT_FOUND: Final = "signature_not_found"
+CLIENT_ERRORS: Final = frozenset({"label_not_found", SIGNATURE_NOT_FOUND})
+
+
+class TfServingEndpoint:
+    """ASGI application that answers as TensorFlow Serving does."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers: dict[str, str] = {}
+        try:
+            asked = route(scope["method"], scope["path"])
+            status, body, headers = await self._answer(asked, scope, receive)
+        except MalformedRequest as error:
+            status, body = BAD_REQUEST, answers.error(str(error))
+        except ClientDisconnected:
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    (b"content-type", JSON),
+                    (b"content-length", b"%d" % len(body)),
+                    *((k.encode(), v.encode()) for k, v in headers.items()),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer(
+        self, asked: Route, scope: Scope, receive: Receive
+    ) -> tuple[int, bytes, dict[str, str]]:
+        try:
+            match asked.action:
+                case "status":
+                    body = self._status(asked.target)
+                case "metadata":
+                    body = self._metadata(asked.target)
+                case _:
+                    with self._gateway.metrics.request("tf_serving_http") as request:
+                        body = await self._infer(asked, scope, receive, request)
+        except ClientDisconnected:
+            raise
+        except BlockserveError as error:
+            message = answers.error(words(error, asked.target))
+            return _status_of(error), message, retry_after(error)
+        except Exception as error:
+            internal_error(error)
+            return INTERNAL_ERROR, answers.error(INTERNAL), {}
+        return OK, body, {}
+
+    def _status(self, target: Target) -> bytes:
+        found = states.statuses(self._gateway.repository, target)
+        document = {
+            "model_version_status": [
+                {
+                    "version": str(one.version),
+                    "state": one.state.value,
+                    "status": {
+                        "error_code": one.error_code,
+                        "error_message": one.error_message,
+                    },
+                }
+                for one in found
+            ]
+        }
+        return json.dumps(document, indent=1).encode() + b"\n"
+
+    def _metadata(self, target: Target) -> bytes:
+        lease = self._gateway.repository.lease(
+            target.name, version=target.version, label=target.label
+        )
+        with lease as served:
+            spec = {
+                "name": served.name,
+                "signature_name": "",
+                "version": str(served.version),
+            }
+            signatures = MessageToJson(
+                SignatureDefMap(signature_def=served.signature_defs),
+                always_print_fields_with_no_presence=True,
+                preserving_proto_field_name=True,
+                indent=1,
+            )
+        return (
+            f'{{\n"model_spec":{json.dumps(spec, indent=1)}\n,\n'
+            f'"metadata": {{"signature_def": {signatures}\n}}\n}}\n'
+        ).encode()
+
+    async def _infer(
+        self, route: Route, scope: Scope, receive: Receive, request: RequestScope
+    ) -> bytes:
+        gateway = self._gateway
+        gateway.admit()
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        deadline = gateway.deadline(terms.timeout_seconds(headers))
+        priority = terms.priority(headers)
+        limit = gateway.settings.max_body_bytes
+        body = await read_in_time(
+            receive,
+            headers,
+            max_bytes=limit,
+            deadline=deadline,
+            check=partial(gateway.predictor.check, route.target, scope=request),
+        )
+        if headers.get(b"content-encoding", b"").strip().lower() == GZIP:
+            body = _gunzip(body, limit)
+        document = documents.read(body)
+        if route.action != "predict":
+            self._refuse_examples(route, document)
+        asked = PredictRequest.of(document, booleans=documents.may_hold_booleans(body))
+        try:
+            prediction = await gateway.predictor.predict(
+                asked.tensors,
+                target=route.target,
+                signature_name=asked.signature_name,
+                deadline=deadline,
+                priority=priority,
+                caller=caller_of(scope, receive),
+                scope=request,
+            )
+        except NotFound as error:
+            if error.kind == SIGNATURE_NOT_FOUND:
+                error.message = (
+                    f'Serving signature name: "{asked.signature_name}" not found in '
+                    "signature def"
+                )
+            raise
+        write = answers.predictions if asked.rows else answers.outputs
+        return write(prediction.outputs)
+
+    def _refuse_examples(self, route: Route, document: Any) -> NoReturn:
+        """Say why a model cannot classify or regress examples; none here can."""
+        name = signature_of_examples(document, route.action)
+        target = route.target
+        lease = self._gateway.repository.lease(
+            target.name, version=target.version, label=target.label
+        )
+        with lease as served:
+            definition = served.signature_defs.get(name or DEFAULT_SIGNATURE)
+        if definition is None:
+            raise InvalidRequest(f"No signature was found with the name: {name}")
+        raise InvalidRequest(
+            f"No {KINDS[route.action]} inputs found in SignatureDef: "
+            f"{MessageToString(definition)}"
+        )
+
+
+def _status_of(error: BlockserveError) -> int:
+    if is_not_found(error):
+        return NOT_FOUND
+    return BAD_REQUEST if error.kind in CLIENT_ERRORS else status_of(error)
+
+
+def _gunzip(body: bytes, max_bytes: int) -> bytes:
+    """What a body was before it was compressed; nothing if it was not.
+
+    Raises:
+        TooLarge: It was longer than `max_bytes`.
+    """
+    unpacker = zlib.decompressobj(GZIP_WINDOW_BITS)
+    try:
+        text = unpacker.decompress(body, max_bytes)
+    except zlib.error:
+        return b""
+    if unpacker.unconsumed_tail:
+        raise TooLarge(
+            f"the body is larger than {max_bytes} bytes when it is unpacked; send "
+            "fewer instances at a time, or raise max_body_bytes",
+            code="body_too_large",
+        )
+    return text

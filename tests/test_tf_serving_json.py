@@ -1,0 +1,181 @@
+"""JSON of TensorFlow Serving's REST API: reading, refusing and writing."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from service.errors import EngineFailure, InvalidRequest
+from service.http.tf_serving import answers, documents, predict_requests
+from service.http.tf_serving.documents import DocumentError
+from service.http.tf_serving.predict_requests import PredictRequest
+from service.tensors import Signature, TensorSpec
+
+repeatable = settings(derandomize=True, database=None, deadline=None)
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def spec(dtype: str, *shape: int | None, name: str = "x") -> TensorSpec:
+    return TensorSpec(name=name, dtype=np.dtype(dtype), shape=(None, *shape))
+
+
+def signature(*inputs: TensorSpec) -> Signature:
+    return Signature(
+        name="s", inputs={one.name: one for one in inputs}, outputs={"y": spec("f4")}
+    )
+
+
+def tensors(document: Any, *inputs: TensorSpec) -> dict[str, Any]:
+    return PredictRequest.of(document, booleans=False).tensors(signature(*inputs))
+
+
+@repeatable
+@given(JSON_VALUES)
+def test_what_is_json_is_read_as_it_was_written(value: Any) -> None:
+    assert documents.read(json.dumps(value).encode()) == value
+
+
+@repeatable
+@given(st.text(alphabet='[]{}",:\\u012eE+-.tfn ab\n', max_size=30))
+def test_what_is_not_json_is_refused_at_a_place_in_it(text: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError:
+        with pytest.raises(DocumentError) as refusal:
+            documents.read(text.encode())
+        where = refusal.value.message.rpartition("at offset: ")[2]
+        assert where.isdecimal() or "empty" in where
+        assert where == "empty" or "empty" in where or int(where) <= len(text) + 1
+    else:
+        documents.read(text.encode())
+
+
+def test_deep_nesting_is_refused_and_not_a_crash() -> None:
+    with pytest.raises(InvalidRequest):
+        documents.read(b"[" * 100_000)
+    nested: Any = 1
+    for _ in range(500):
+        nested = [nested]
+    with pytest.raises(InvalidRequest, match="nested more than 32 deep"):
+        tensors({"instances": nested}, spec("f4"))
+
+
+@repeatable
+@given(
+    hnp.arrays(
+        st.sampled_from(["uint8", "int8", "int32", "int64", "float32", "float64", "?"]),
+        hnp.array_shapes(max_dims=4, max_side=3),
+        elements=hnp.from_dtype(np.dtype("int8"), min_value=0, max_value=1),
+        fill=st.nothing(),
+    )
+)
+def test_dense_values_are_the_same_array_whether_walked_or_not(array: Any) -> None:
+    one = spec(array.dtype.str, *array.shape[1:])
+    dense = tensors({"instances": array.tolist()}, one)["x"]
+    walked = predict_requests._walk_plain(array.tolist(), one)
+    for found in (dense, walked):
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+
+
+def test_a_boolean_among_numbers_is_no_number() -> None:
+    asked = PredictRequest.of({"instances": [1, True]}, booleans=True)
+    with pytest.raises(InvalidRequest, match="Value: true Type: True is not of"):
+        asked.tensors(signature(spec("f4")))
+
+
+def test_named_rows_become_columns() -> None:
+    rows = [{"x": [1, 2], "s": "a"}, {"s": {"b64": "Yg=="}, "x": [3, 4]}]
+    found = tensors({"instances": rows}, spec("f4", 2), spec("O", name="s"))
+    np.testing.assert_array_equal(found["x"], np.array([[1, 2], [3, 4]], "f4"))
+    assert found["s"].tolist() == [b"a", b"b"]
+
+
+def test_columns_may_have_more_names_than_the_signature() -> None:
+    found = tensors({"inputs": {"x": [[1.5]], "z": 1}}, spec("f4", 1))
+    assert found.keys() == {"x"}
+    assert found["x"].tolist() == [[1.5]]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"instances": [1, "a"]}, "element: 1 of .* Type: String is not of expected"),
+        ({"instances": [[1], [[2]]]}, "Expecting tensor shape: .1. but got: .1, 1."),
+        ({"instances": [[1], 2]}, "Expecting tensor shape: .1. but got: "),
+        ({"instances": [[1, [2]]]}, "Encountered list at unexpected level: 1"),
+        ({"instances": [[[1], 2]]}, "found at incorrect level: 2 in the JSON DOM"),
+        ({"instances": [{"x": 1}, 2]}, "Expecting object but got value at item 1"),
+        ({"inputs": {"y": 1}}, "Missing named input: x in 'inputs' object."),
+        ({"instances": [2**70]}, "does not fit int64"),
+    ],
+)
+def test_what_does_not_fit_is_named(document: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        tensors(document, spec("int64", None))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.float32(0.1), "0.1"),
+        (np.float32(16777217), "16777216.0"),
+        (np.float32(3.4028235e38), "3.40282347e+38"),
+        (np.float64(0.1), "0.1"),
+        (np.float64(1 / 3), "0.33333333333333331"),
+        (np.float16(0.1), "0.0999755859"),
+        (np.float32(math.inf), "Infinity"),
+        (np.float32(-math.inf), "-Infinity"),
+        (np.float32(math.nan), "NaN"),
+        (np.float32(-0.0), "-0.0"),
+        (np.int64(-(2**63)), "-9223372036854775808"),
+        (np.uint8(7), "7"),
+        (np.bool_(True), "true"),
+    ],
+)
+def test_a_number_is_written_as_tensorflow_writes_it(value: Any, text: str) -> None:
+    assert answers.outputs({"y": np.array(value)}).decode() == (
+        f'{{\n    "outputs": {text}\n}}'
+    )
+
+
+@repeatable
+@given(
+    hnp.arrays(
+        st.sampled_from([np.float32, np.float64]),
+        hnp.array_shapes(min_dims=1, max_dims=3, max_side=4),
+    )
+)
+def test_written_numbers_are_the_numbers_again(array: Any) -> None:
+    rows = json.loads(answers.predictions({"y": array}))["predictions"]
+    columns = json.loads(answers.outputs({"y": array}))["outputs"]
+    for found in (rows, columns):
+        np.testing.assert_array_equal(np.array(found, array.dtype), array)
+
+
+def test_strings_are_text_or_base64_by_the_name_of_the_output() -> None:
+    values = np.array([b"hi", b"\xff"], object)
+    assert json.loads(answers.outputs({"y": values}))["outputs"] == ["hi", "\ufffd"]
+    rows = json.loads(answers.predictions({"y_bytes": values}))["predictions"]
+    assert rows == [{"b64": "aGk="}, {"b64": "/w=="}]
+
+
+def test_rows_need_outputs_with_rows() -> None:
+    with pytest.raises(EngineFailure, match="Tensor name: y has no shape"):
+        answers.predictions({"y": np.array(1.0)})
+    with pytest.raises(EngineFailure, match="inconsistent batch size: 3 expecting: 2"):
+        answers.predictions({"x": np.zeros(2), "y": np.zeros(3)})
