@@ -15,6 +15,12 @@ Array = npt.NDArray[Any]
 MAX_TENSOR_BYTES: Final = 2**31 - 1
 # NumPy's limit.
 MAX_RANK: Final = 64
+# Protobuf's wire format.
+WIRE_TYPE_BITS: Final = 3
+LENGTH_DELIMITED: Final = 2
+VARINT_BITS: Final = 7
+LAST_VARINT_BYTE: Final = 0x7F
+CONTINUES: Final = 0x80
 
 
 class InvalidTensorProto(ValueError):
@@ -50,6 +56,9 @@ _CARRIERS: Final = {
     "uint64_val": np.dtype("<u8"),
 }
 
+# Fields whose packed form is the array's own: numbers of a fixed width.
+_PACKED_AS_THEY_ARE: Final = {_CARRIERS["float_val"], _CARRIERS["double_val"]}
+
 
 def _element(dtype: str, field: str, number: str | None = None) -> _Element:
     return _Element(
@@ -78,12 +87,14 @@ _ELEMENTS: Final = {
 _DATA_TYPES: Final = {element.dtype: kind for kind, element in _ELEMENTS.items()}
 
 
-def to_tensor_proto(array: Array) -> TensorProto:
+def to_tensor_proto(array: Array, *, typed: bool = False) -> TensorProto:
     """Write an array of any shape and memory layout.
 
     Args:
         array: bool, (u)int8 to (u)int64, float16 to float64; or strings: `bytes` or
             `str` elements (the latter become UTF-8) of an object, `S` or `U` array.
+        typed: Whether numbers go to the typed field, as TensorFlow Serving answers, and
+            not to the faster `tensor_content`.
 
     Raises:
         TypeError: The dtype, or an element of an object array, is none of these.
@@ -95,9 +106,35 @@ def to_tensor_proto(array: Array) -> TensorProto:
     message = TensorProto(dtype=_DATA_TYPES[dtype], tensor_shape=_shape_proto(array))
     if strings:
         message.string_val.extend(_encoded(value) for value in array.ravel().tolist())
+    elif typed:
+        _extend(message, array.astype(dtype, copy=False))
     else:
         message.tensor_content = array.astype(dtype, copy=False).tobytes()
     return message
+
+
+def _extend(message: TensorProto, array: Array) -> None:
+    """Put an array's elements into the typed field of a message."""
+    element = _ELEMENTS[message.dtype]
+    numbers = array.ravel().view(element.number).astype(element.carrier, copy=False)
+    field = TensorProto.DESCRIPTOR.fields_by_name[element.field]
+    if element.carrier in _PACKED_AS_THEY_ARE:
+        # Such a field is a key, a length, and the numbers as they lie in memory.
+        key = field.number << WIRE_TYPE_BITS | LENGTH_DELIMITED
+        content = numbers.tobytes()
+        message.MergeFromString(_varint(key) + _varint(len(content)) + content)
+    else:
+        getattr(message, element.field).extend(numbers.tolist())
+
+
+def _varint(number: int) -> bytes:
+    """A number in protobuf's variable-length encoding."""
+    encoded = bytearray()
+    while number > LAST_VARINT_BYTE:
+        encoded.append(number & LAST_VARINT_BYTE | CONTINUES)
+        number >>= VARINT_BITS
+    encoded.append(number)
+    return bytes(encoded)
 
 
 def from_tensor_proto(

@@ -10,10 +10,11 @@ from starlette.routing import Route
 
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
-from service.http.auth import RequireToken, Token
+from service.http.auth import RequireToken
 from service.http.shortcut import Shortcut
 from service.http.tf_serving import PREFIX, TfServingEndpoint
 from service.settings import Settings
+from service.token import Token
 
 
 def create_app(

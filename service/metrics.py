@@ -22,7 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from service.errors import BlockserveError, ClientDisconnected
 from service.series import Counter, Family, Gauge, Histogram, S
 
-Protocol = Literal["http", "grpc", "tf_serving_http"]
+Protocol = Literal["http", "grpc", "tf_serving_http", "tf_serving_grpc"]
 
 # One creation time for every series would nearly double the exposition.
 disable_created_metrics()  # type: ignore[no-untyped-call]

@@ -81,7 +81,7 @@ class Predictor:
         with lease as served:
             scope.resolved(served.name, served.version)
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
-            batcher.announce(deadline=deadline, priority=priority)
+            batcher.check(rows=1, deadline=deadline, priority=priority)
             tensors = read(signature)
             rows = signature.validate(tensors)
             answer = batcher.submit(

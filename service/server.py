@@ -164,7 +164,8 @@ async def _run(
     try:
         await server.serve(sockets=listeners)
     finally:
-        # Only health is asked there, and a client that watches it never stops.
+        # Calls that had been accepted have ended with the versions that answered them,
+        # and a client that watches health never stops.
         await grpc_server.stop(grace=GRPC_GRACE_SECONDS)
 
 

@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     """Time that accepted requests have to finish after SIGTERM."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Largest request body."""
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Largest message of gRPC, in either direction."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest image, width times height, read from its header before decoding."""
     max_images_per_request: int = Field(default=64, ge=1)

@@ -28,7 +28,7 @@ LAYERS: Final = (
     ("service.event_loop", "service.metrics"),
     ("service.series",),
     ("service.data_types", "service.tensors", "service.settings"),
-    ("service.ports", "service.logs"),
+    ("service.ports", "service.logs", "service.token"),
     ("service.errors",),
 )
 SHARED_WITH_MODELS: Final = "models.card"

@@ -98,6 +98,12 @@ def test_a_boolean_among_numbers_is_no_number() -> None:
         asked.tensors(signature(spec("f4")))
 
 
+def test_a_long_document_is_quoted_in_part() -> None:
+    with pytest.raises(InvalidRequest, match="Is not object") as refusal:
+        PredictRequest.of([1] * 1_000_000, booleans=False)
+    assert len(refusal.value.message) < 4_100
+
+
 def test_named_rows_become_columns() -> None:
     rows = [{"x": [1, 2], "s": "a"}, {"s": {"b64": "Yg=="}, "x": [3, 4]}]
     found = tensors({"instances": rows}, spec("f4", 2), spec("O", name="s"))

@@ -243,7 +243,7 @@ class Batcher:
             Draining: The batcher is closed.
             EngineFailure: The batcher has crashed.
         """
-        expected_at = self._forecast(rows, deadline, priority)
+        expected_at = self.check(rows=rows, deadline=deadline, priority=priority)
         line = self._lines[priority]
         line.places += 1
         line.rows += rows
@@ -265,7 +265,7 @@ class Batcher:
         Raises:
             BlockserveError: As `admit` would.
         """
-        self._forecast(1, deadline, priority)
+        self.check(rows=1, deadline=deadline, priority=priority)
         if not self._announced:
             self._loop.call_soon(self._forget_announced)
         self._lines[priority].announced += 1
@@ -274,8 +274,12 @@ class Batcher:
         for line in self._lines:
             line.announced = 0
 
-    def _forecast(self, rows: int, deadline: float, priority: Priority) -> float:
-        """When an answer could be there; raises what `admit` does."""
+    def check(self, *, rows: int, deadline: float, priority: Priority) -> float:
+        """Say when an answer could be there, without taking a place.
+
+        Raises:
+            BlockserveError: As `admit` would.
+        """
         if self._refuse is not None:
             raise self._refuse()
         now = monotonic()

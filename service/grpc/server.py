@@ -1,4 +1,4 @@
-"""The gRPC server: the standard health protocol, following the gateway's readiness."""
+"""The gRPC server: TensorFlow Serving's API, and health that follows readiness."""
 
 import asyncio
 from typing import Final
@@ -6,7 +6,16 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from proto.tensorflow.serving.model_service_pb2_grpc import (
+    add_ModelServiceServicer_to_server,
+)
+from proto.tensorflow.serving.prediction_service_pb2_grpc import (
+    add_PredictionServiceServicer_to_server,
+)
 from service.gateway import Gateway
+from service.grpc.auth import RequireToken
+from service.grpc.tf_serving import ModelServicer, PredictionServicer
+from service.token import Token
 
 # The empty service name stands for the server as a whole.
 WHOLE_SERVER: Final = ""
@@ -21,7 +30,19 @@ def create_server(gateway: Gateway) -> tuple[grpc.aio.Server, int]:
     settings = gateway.settings
     # Not by default: two gateways would share the port and each get half the calls.
     shared = int(settings.workers > 1)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", shared)])
+    limit = settings.max_message_bytes
+    token = settings.token
+    server = grpc.aio.server(
+        interceptors=([RequireToken(Token(token.get_secret_value()))] if token else []),
+        options=[
+            ("grpc.so_reuseport", shared),
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+        ],
+    )
+    prediction, models = PredictionServicer(gateway), ModelServicer(gateway)
+    add_PredictionServiceServicer_to_server(prediction, server)  # type: ignore[no-untyped-call]  # generated
+    add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]  # generated
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address = f"{_bracketed(settings.host)}:{settings.grpc_port}"

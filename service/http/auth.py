@@ -1,24 +1,10 @@
 """The optional bearer token, checked before anything else reads the request."""
 
-import hmac
-from collections.abc import Iterable
-
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.errors import JSON, error_body
 from service.http.operations import HEALTH_PATHS
-
-
-class Token:
-    """The bearer token that requests must carry."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-    def is_in(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether a request with these headers carries it."""
-        given = dict(headers).get(b"authorization", b"")
-        return hmac.compare_digest(given, self._expected)
+from service.token import Token
 
 
 class RequireToken:

@@ -2,10 +2,10 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.auth import Token
 from service.http.classify import ClassifyEndpoint, path_parameters
 from service.http.protocol import Headers, Refusal
 from service.http.tf_serving import PREFIX
+from service.token import Token
 
 
 class Shortcut:

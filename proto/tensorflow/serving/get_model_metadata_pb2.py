@@ -22,10 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from proto.google.protobuf import any_pb2 as proto_dot_google_dot_protobuf_dot_any__pb2
 from proto.tensorflow import meta_graph_pb2 as proto_dot_tensorflow_dot_meta__graph__pb2
+from proto.tensorflow.serving import model_pb2 as proto_dot_tensorflow_dot_serving_dot_model__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n1proto/tensorflow/serving/get_model_metadata.proto\x12\x12tensorflow.serving\x1a!proto/tensorflow/meta_graph.proto\"\xae\x01\n\x0fSignatureDefMap\x12L\n\rsignature_def\x18\x01 \x03(\x0b\x32\x35.tensorflow.serving.SignatureDefMap.SignatureDefEntry\x1aM\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tensorflow.SignatureDef:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n1proto/tensorflow/serving/get_model_metadata.proto\x12\x12tensorflow.serving\x1a\x1fproto/google/protobuf/any.proto\x1a!proto/tensorflow/meta_graph.proto\x1a$proto/tensorflow/serving/model.proto\"\xae\x01\n\x0fSignatureDefMap\x12L\n\rsignature_def\x18\x01 \x03(\x0b\x32\x35.tensorflow.serving.SignatureDefMap.SignatureDefEntry\x1aM\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.tensorflow.SignatureDef:\x02\x38\x01\"d\n\x17GetModelMetadataRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12\x16\n\x0emetadata_field\x18\x02 \x03(\t\"\xe2\x01\n\x18GetModelMetadataResponse\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\x12L\n\x08metadata\x18\x02 \x03(\x0b\x32:.tensorflow.serving.GetModelMetadataResponse.MetadataEntry\x1a\x45\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._loaded_options = None
   _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_options = b'8\001'
-  _globals['_SIGNATUREDEFMAP']._serialized_start=109
-  _globals['_SIGNATUREDEFMAP']._serialized_end=283
-  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_start=206
-  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_end=283
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._loaded_options = None
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_options = b'8\001'
+  _globals['_SIGNATUREDEFMAP']._serialized_start=180
+  _globals['_SIGNATUREDEFMAP']._serialized_end=354
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_start=277
+  _globals['_SIGNATUREDEFMAP_SIGNATUREDEFENTRY']._serialized_end=354
+  _globals['_GETMODELMETADATAREQUEST']._serialized_start=356
+  _globals['_GETMODELMETADATAREQUEST']._serialized_end=456
+  _globals['_GETMODELMETADATARESPONSE']._serialized_start=459
+  _globals['_GETMODELMETADATARESPONSE']._serialized_end=685
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_start=616
+  _globals['_GETMODELMETADATARESPONSE_METADATAENTRY']._serialized_end=685
 # @@protoc_insertion_point(module_scope)

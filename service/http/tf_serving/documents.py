@@ -17,8 +17,8 @@ from service.errors import InvalidRequest
 LARGEST_EXPLAINED_BYTES: Final = 1_000_000
 # How much of a document an error quotes.
 LARGEST_QUOTED_CHARACTERS: Final = 4_000
-INDENT: Final = "    "
 
+_WRITER: Final = json.JSONEncoder(indent=4, ensure_ascii=False)
 _SPACE: Final = re.compile(r"[ \n\r\t]*")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FRACTION: Final = re.compile(r"\.[0-9]+")
@@ -67,9 +67,12 @@ def may_hold_booleans(text: bytes) -> bool:
 
 def quote(value: Any) -> str:
     """A value as errors quote it, its end left out where it is long."""
-    text = json.dumps(value, indent=INDENT, ensure_ascii=False)
-    if len(text) > LARGEST_QUOTED_CHARACTERS:
-        return text[:LARGEST_QUOTED_CHARACTERS] + " ..."
+    text = ""
+    # Piece by piece, for the whole may be many times as long as the request.
+    for piece in _WRITER.iterencode(value):
+        text += piece
+        if len(text) > LARGEST_QUOTED_CHARACTERS:
+            return text[:LARGEST_QUOTED_CHARACTERS] + " ..."
     return text
 
 

@@ -148,7 +148,7 @@ def _from_rows(
     rows: Sequence[Any], specs: Mapping[str, TensorSpec], dense: Dense
 ) -> dict[str, Array]:
     if not _is_named(rows[0]):
-        if len(specs) > 1:
+        if len(specs) != 1:
             raise PredictError(
                 "instances is a plain list, but expecting list of objects as multiple "
                 "input tensors required as per tensorinfo_map"
@@ -172,7 +172,7 @@ def _from_columns(
     value: Any, specs: Mapping[str, TensorSpec], dense: Dense
 ) -> dict[str, Array]:
     if not _is_named(value):
-        if len(specs) > 1:
+        if len(specs) != 1:
             raise PredictError(
                 "inputs is a plain value/list, but expecting an object/map as multiple "
                 "input tensors required as per tensorinfo_map"
@@ -217,7 +217,7 @@ def _dense(value: Any, spec: TensorSpec) -> Array | None:
     except ValueError:  # it is ragged, or nested too deeply
         return None
     # Where there is nothing, there is nothing that could be of the wrong type.
-    if array.dtype.kind not in KINDS[dtype.kind] and array.size:
+    if array.dtype.kind not in KINDS.get(dtype.kind, "") and array.size:
         return None
     if dtype.kind in "iu" and not _fits(array, dtype):
         return None

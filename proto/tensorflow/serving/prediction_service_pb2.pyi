@@ -1,0 +1,8 @@
+# mypy: disable-error-code="type-arg"
+from proto.tensorflow.serving import examples_pb2 as _examples_pb2
+from proto.tensorflow.serving import get_model_metadata_pb2 as _get_model_metadata_pb2
+from proto.tensorflow.serving import predict_pb2 as _predict_pb2
+from google.protobuf import descriptor as _descriptor
+from typing import ClassVar as _ClassVar
+
+DESCRIPTOR: _descriptor.FileDescriptor

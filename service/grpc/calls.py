@@ -1,0 +1,125 @@
+"""What all services do with a call: its time, its turn, its errors."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NoReturn, TypeVar
+
+import grpc
+
+from service.batching import Priority
+from service.errors import (
+    BlockserveError,
+    ClientDisconnected,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from service.gateway import Gateway
+from service.metrics import Protocol, RequestScope
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+PRIORITY: Final = "x-request-priority"
+PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
+# Clients whose retry policy allows it wait so long before they try again.
+PUSHBACK: Final = "grpc-retry-pushback-ms"
+MILLISECONDS: Final = 1000
+INTERNAL: Final = "internal error; the server's log says why"
+# The first class of the error's ancestry that is listed decides.
+STATUS: Final[dict[type[BaseException], grpc.StatusCode]] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ClientDisconnected: grpc.StatusCode.CANCELLED,
+    BlockserveError: grpc.StatusCode.INTERNAL,
+}
+
+
+class GrpcCaller:
+    """A `Caller` over gRPC: a call that is cancelled cancels its handler."""
+
+    async def unless_gone(self, work: asyncio.Future[T]) -> T:
+        """Wait for the work; it is cancelled with the handler."""
+        return await work
+
+
+CALLER: Final = GrpcCaller()
+
+
+def status_of(error: BlockserveError) -> grpc.StatusCode:
+    """The status that an error is answered with."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def deadline(gateway: Gateway, context: Context) -> float:
+    """The moment of `time.monotonic` at which a call's time is up."""
+    return gateway.deadline(context.time_remaining())
+
+
+def priority(context: Context) -> Priority:
+    """Whose turn it is.
+
+    Raises:
+        InvalidRequest: The metadata names none that there is.
+    """
+    for key, value in context.invocation_metadata() or ():
+        if key == PRIORITY:
+            found = PRIORITIES.get(str(value).lower())
+            if found is None:
+                raise InvalidRequest(
+                    f"{PRIORITY}: expected 'interactive' or 'batch', got {value!r}"
+                )
+            return found
+    return Priority.INTERACTIVE
+
+
+async def answer(
+    gateway: Gateway,
+    protocol: Protocol,
+    context: Context,
+    work: Callable[[RequestScope], Awaitable[T]],
+    *,
+    told: Callable[[BlockserveError], tuple[grpc.StatusCode, str]] | None = None,
+) -> T:
+    """Count a call, and answer its errors as statuses.
+
+    Args:
+        gateway: What serves.
+        protocol: As it is counted.
+        context: The call's.
+        work: Answers it.
+        told: Status and details of an error, where they are not the usual ones.
+    """
+    try:
+        with gateway.metrics.request(protocol) as scope:
+            gateway.admit()
+            return await work(scope)
+    except BlockserveError as error:
+        code, details = told(error) if told else (status_of(error), error.message)
+        await _abort(context, code, details, error)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        logger.exception("a call failed unexpectedly", exc_info=error)
+        await context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
+    raise AssertionError  # `abort` has raised
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, details: str, error: BlockserveError
+) -> NoReturn:
+    trailing: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, Unavailable):
+        wait = math.ceil(error.retry_after_seconds * MILLISECONDS)
+        trailing = ((PUSHBACK, str(wait)),)
+    await context.abort(code, details, trailing)
+    raise AssertionError  # `abort` has raised

@@ -1,0 +1,309 @@
+"""TensorFlow Serving's gRPC API: `PredictionService` and `ModelService`."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import grpc
+from google.protobuf.text_format import MessageToString
+
+from proto.google.protobuf.any_pb2 import Any as AnyMessage
+from proto.google.protobuf.wrappers_pb2 import Int64Value
+from proto.tensorflow.meta_graph_pb2 import SignatureDef
+from proto.tensorflow.serving import (
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
+from proto.tensorflow.serving.examples_pb2 import (
+    ClassificationRequest,
+    MultiInferenceRequest,
+    RegressionRequest,
+)
+from proto.tensorflow.serving.get_model_metadata_pb2 import (
+    GetModelMetadataRequest,
+    GetModelMetadataResponse,
+    SignatureDefMap,
+)
+from proto.tensorflow.serving.get_model_status_pb2 import (
+    GetModelStatusRequest,
+    GetModelStatusResponse,
+    ModelVersionStatus,
+    StatusProto,
+)
+from proto.tensorflow.serving.model_pb2 import ModelSpec
+from proto.tensorflow.serving.predict_pb2 import PredictRequest, PredictResponse
+from proto.tensors import InvalidTensorProto, from_tensor_proto, to_tensor_proto
+from service.classification import Target
+from service.data_types import type_name
+from service.errors import BlockserveError, InvalidRequest, InvalidTensor
+from service.gateway import Gateway
+from service.grpc import calls
+from service.grpc.calls import CALLER, Context
+from service.metrics import RequestScope
+from service.prediction import DEFAULT_SIGNATURE
+from service.served_version import ServedVersion
+from service.tensors import Array, Signature
+from service.tf_serving import states
+from service.tf_serving.errors import is_not_found, words
+
+T = TypeVar("T")
+
+PROTOCOL: Final = "tf_serving_grpc"
+SIGNATURE_DEF: Final = "signature_def"
+SIGNATURE_NOT_FOUND: Final = "signature_not_found"
+LABEL_NOT_FOUND: Final = "label_not_found"
+MAP_TYPE: Final = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+
+
+class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Answers `tensorflow.serving.PredictionService`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def Predict(  # noqa: N802, the service's name
+        self, request: PredictRequest, context: Context
+    ) -> PredictResponse:
+        """Run a signature."""
+        work = partial(self._predict, request, context)
+        return await _answer(self._gateway, context, request.model_spec, work)
+
+    async def GetModelMetadata(  # noqa: N802, the service's name
+        self, request: GetModelMetadataRequest, context: Context
+    ) -> GetModelMetadataResponse:
+        """Tell a version's signatures."""
+        work = partial(self._metadata, request)
+        return await _answer(self._gateway, context, request.model_spec, work)
+
+    async def Classify(  # noqa: N802, the service's name
+        self, request: ClassificationRequest, context: Context
+    ) -> Any:
+        """Say why examples cannot be classified."""
+        work = partial(self._refuse_examples, request, "classification")
+        return await _answer(self._gateway, context, request.model_spec, work)
+
+    async def Regress(  # noqa: N802, the service's name
+        self, request: RegressionRequest, context: Context
+    ) -> Any:
+        """Say why there is no regression of examples."""
+        work = partial(self._refuse_examples, request, "regression")
+        return await _answer(self._gateway, context, request.model_spec, work)
+
+    async def MultiInference(  # noqa: N802, the service's name
+        self, request: MultiInferenceRequest, context: Context
+    ) -> Any:
+        """Say why examples cannot be classified."""
+        spec = request.tasks[0].model_spec if request.tasks else ModelSpec()
+        work = partial(self._refuse_tasks, spec)
+        return await _answer(self._gateway, context, spec, work)
+
+    async def _predict(
+        self, request: PredictRequest, context: Context, scope: RequestScope
+    ) -> PredictResponse:
+        spec = _spec_of(request)
+        prediction = await self._gateway.predictor.predict(
+            partial(_tensors, request),
+            target=_target(spec),
+            signature_name=spec.signature_name,
+            deadline=calls.deadline(self._gateway, context),
+            priority=calls.priority(context),
+            caller=CALLER,
+            scope=scope,
+        )
+        outputs = _wanted(request.output_filter, prediction.outputs)
+        return PredictResponse(
+            model_spec=ModelSpec(
+                name=prediction.model,
+                version=Int64Value(value=prediction.version),
+                signature_name=prediction.signature.name,
+            ),
+            outputs={
+                name: to_tensor_proto(array, typed=True)
+                for name, array in outputs.items()
+            },
+        )
+
+    async def _metadata(
+        self, request: GetModelMetadataRequest, _: RequestScope
+    ) -> GetModelMetadataResponse:
+        spec = _spec_of(request)
+        if not request.metadata_field:
+            raise InvalidRequest(
+                "GetModelMetadataRequest must specify at least one metadata_field"
+            )
+        for field in request.metadata_field:
+            if field != SIGNATURE_DEF:
+                raise InvalidRequest(f"Metadata field {field} is not supported")
+        with self._lease(spec) as served:
+            definitions = SignatureDefMap(signature_def=served.signature_defs)
+            return GetModelMetadataResponse(
+                model_spec=ModelSpec(
+                    name=served.name, version=Int64Value(value=served.version)
+                ),
+                metadata={
+                    SIGNATURE_DEF: AnyMessage(
+                        type_url=MAP_TYPE, value=definitions.SerializeToString()
+                    )
+                },
+            )
+
+    async def _refuse_examples(
+        self,
+        request: ClassificationRequest | RegressionRequest,
+        kind: str,
+        _: RequestScope,
+    ) -> None:
+        spec = _spec_of(request)
+        definition = self._definition(spec)
+        raise InvalidRequest(
+            f"No {kind} inputs found in SignatureDef: {MessageToString(definition)}"
+        )
+
+    async def _refuse_tasks(self, spec: ModelSpec, _: RequestScope) -> None:
+        if not spec.name:
+            raise InvalidRequest("ModelSpec has no name specified.")
+        definition = self._definition(spec)
+        raise InvalidRequest(
+            "No classification inputs found in SignatureDef: "
+            f"{MessageToString(definition)}"
+        )
+
+    def _definition(self, spec: ModelSpec) -> SignatureDef:
+        name = spec.signature_name or DEFAULT_SIGNATURE
+        with self._lease(spec) as served:
+            definition = served.signature_defs.get(name)
+        if definition is None:
+            raise InvalidRequest(f"No signature was found with the name: {name}")
+        return definition
+
+    def _lease(self, spec: ModelSpec) -> AbstractContextManager[ServedVersion]:
+        target = _target(spec)
+        return self._gateway.repository.lease(
+            target.name, version=target.version, label=target.label
+        )
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    """Answers `tensorflow.serving.ModelService`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def GetModelStatus(  # noqa: N802, the service's name
+        self, request: GetModelStatusRequest, context: Context
+    ) -> GetModelStatusResponse:
+        """Tell the states of a model's versions."""
+        work = partial(self._status, request)
+        return await _answer(self._gateway, context, request.model_spec, work)
+
+    async def _status(
+        self, request: GetModelStatusRequest, _: RequestScope
+    ) -> GetModelStatusResponse:
+        target = _target(_spec_of(request))
+        found = states.statuses(self._gateway.repository, target)
+        return GetModelStatusResponse(
+            model_version_status=[
+                ModelVersionStatus(
+                    version=one.version,
+                    state=one.state.value,
+                    status=StatusProto(
+                        error_code=one.error_code,
+                        error_message=one.error_message,
+                    ),
+                )
+                for one in found
+            ]
+        )
+
+
+async def _answer(
+    gateway: Gateway,
+    context: Context,
+    spec: ModelSpec,
+    work: Callable[[RequestScope], Awaitable[T]],
+) -> T:
+    def told(error: BlockserveError) -> tuple[grpc.StatusCode, str]:
+        if error.kind == SIGNATURE_NOT_FOUND:
+            details = f'Serving signature key "{spec.signature_name}" not found.'
+            return grpc.StatusCode.FAILED_PRECONDITION, details
+        details = words(error, _target(spec))
+        if is_not_found(error):
+            return grpc.StatusCode.NOT_FOUND, details
+        if error.kind == LABEL_NOT_FOUND:
+            return grpc.StatusCode.INVALID_ARGUMENT, details
+        return calls.status_of(error), details
+
+    return await calls.answer(gateway, PROTOCOL, context, work, told=told)
+
+
+def _spec_of(request: Any) -> ModelSpec:
+    if not request.HasField("model_spec"):
+        raise InvalidRequest("Missing ModelSpec")
+    spec: ModelSpec = request.model_spec
+    if not spec.name:
+        raise InvalidRequest("ModelSpec has no name specified.")
+    return spec
+
+
+def _target(spec: ModelSpec) -> Target:
+    return Target(
+        name=spec.name,
+        version=spec.version.value if spec.HasField("version") else None,
+        label=spec.version_label or None,
+    )
+
+
+def _tensors(request: PredictRequest, signature: Signature) -> dict[str, Array]:
+    """The inputs of a request, where they are those of the signature."""
+    given, wanted = sorted(request.inputs), sorted(signature.inputs)
+    if len(given) != len(wanted):
+        raise InvalidTensor(
+            f"input size does not match signature: {len(given)}!={len(wanted)} "
+            f"len({_set(given)}) != len({_set(wanted)}). "
+            f"Sent extra: {_set(name for name in given if name not in wanted)}. "
+            "Missing but required: "
+            f"{_set(name for name in wanted if name not in given)}."
+        )
+    for name in wanted:
+        if name not in request.inputs:
+            raise InvalidTensor(
+                f"Signature input alias: {name} not found in request and no default "
+                f"value provided. Inputs expected to be in the request {_set(given)}, "
+                "or default input alias set: "
+            )
+    tensors = {}
+    for index, name in enumerate(wanted):
+        try:
+            array = from_tensor_proto(request.inputs[name])
+        except InvalidTensorProto as error:
+            raise InvalidTensor(f"tensor parsing error: {name}: {error}") from error
+        expected = signature.inputs[name].dtype
+        if array.dtype != expected:
+            raise InvalidTensor(
+                f"Expects arg[{index}] to be {type_name(expected)} but "
+                f"{type_name(array.dtype)} is provided"
+            )
+        tensors[name] = array
+    return tensors
+
+
+def _wanted(names: Sequence[str], outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The outputs that a filter names; all where it names none."""
+    if not names:
+        return outputs
+    wanted: dict[str, Array] = {}
+    for name in names:
+        if name not in outputs:
+            raise InvalidRequest(
+                f"output tensor alias not found in signature: {name} Outputs expected "
+                f"to be in the set {_set(sorted(outputs))}."
+            )
+        if name in wanted:
+            raise InvalidRequest(f"duplicate output tensor alias: {name}")
+        wanted[name] = outputs[name]
+    return wanted
+
+
+def _set(names: Iterable[str]) -> str:
+    return f"{{{','.join(names)}}}"
