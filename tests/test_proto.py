@@ -16,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tensorflow.core.framework import tensor_pb2 as official_tensor_pb2
-from tensorflow_serving.apis import get_model_metadata_pb2 as _  # noqa: F401, a pool's
+from tensorflow_serving.apis import (  # noqa: F401, they fill the default pool
+    model_service_pb2,
+    prediction_service_pb2,
+)
 from tensorflow_serving.apis import predict_pb2 as official_predict_pb2
 from tensorflow_serving.apis import prediction_log_pb2 as official_log_pb2
 
@@ -76,7 +79,9 @@ def _all_enums() -> Iterator[EnumDescriptor]:
 
 def _published(one: Descriptor | EnumDescriptor) -> bool:
     """Whether its owner's definition is installed here."""
-    return one.file.package in {"google.protobuf", "tensorflow", "tensorflow.serving"}
+    return one.file.package in {
+        *("google.protobuf", "tensorflow", "tensorflow.error", "tensorflow.serving")
+    }
 
 
 def _facts(field: FieldDescriptor) -> dict[str, Any]:

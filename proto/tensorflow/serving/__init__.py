@@ -1,1 +1,1 @@
-"""The protobuf package `tensorflow.serving`: prediction and its logs."""
+"""The protobuf package `tensorflow.serving`: prediction, models and logs."""

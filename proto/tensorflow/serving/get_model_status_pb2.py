@@ -22,25 +22,25 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from proto.tensorflow import error_codes_pb2 as proto_dot_tensorflow_dot_error__codes__pb2
+from proto.tensorflow.error import error_codes_pb2 as proto_dot_tensorflow_dot_error_dot_error__codes__pb2
 from proto.tensorflow.serving import model_pb2 as proto_dot_tensorflow_dot_serving_dot_model__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n/proto/tensorflow/serving/get_model_status.proto\x12\x12tensorflow.serving\x1a\"proto/tensorflow/error_codes.proto\x1a$proto/tensorflow/serving/model.proto\"P\n\x0bStatusProto\x12*\n\nerror_code\x18\x01 \x01(\x0e\x32\x16.tensorflow.error.Code\x12\x15\n\rerror_message\x18\x02 \x01(\t\"J\n\x15GetModelStatusRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\"\xe8\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12;\n\x05state\x18\x02 \x01(\x0e\x32,.tensorflow.serving.ModelVersionStatus.State\x12/\n\x06status\x18\x03 \x01(\x0b\x32\x1f.tensorflow.serving.StatusProto\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"^\n\x16GetModelStatusResponse\x12\x44\n\x14model_version_status\x18\x01 \x03(\x0b\x32&.tensorflow.serving.ModelVersionStatusb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n/proto/tensorflow/serving/get_model_status.proto\x12\x12tensorflow.serving\x1a(proto/tensorflow/error/error_codes.proto\x1a$proto/tensorflow/serving/model.proto\"P\n\x0bStatusProto\x12*\n\nerror_code\x18\x01 \x01(\x0e\x32\x16.tensorflow.error.Code\x12\x15\n\rerror_message\x18\x02 \x01(\t\"J\n\x15GetModelStatusRequest\x12\x31\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1d.tensorflow.serving.ModelSpec\"\xe8\x01\n\x12ModelVersionStatus\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12;\n\x05state\x18\x02 \x01(\x0e\x32,.tensorflow.serving.ModelVersionStatus.State\x12/\n\x06status\x18\x03 \x01(\x0b\x32\x1f.tensorflow.serving.StatusProto\"S\n\x05State\x12\x0b\n\x07UNKNOWN\x10\x00\x12\t\n\x05START\x10\n\x12\x0b\n\x07LOADING\x10\x14\x12\r\n\tAVAILABLE\x10\x1e\x12\r\n\tUNLOADING\x10(\x12\x07\n\x03\x45ND\x10\x32\"^\n\x16GetModelStatusResponse\x12\x44\n\x14model_version_status\x18\x01 \x03(\x0b\x32&.tensorflow.serving.ModelVersionStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.tensorflow.serving.get_model_status_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUSPROTO']._serialized_start=145
-  _globals['_STATUSPROTO']._serialized_end=225
-  _globals['_GETMODELSTATUSREQUEST']._serialized_start=227
-  _globals['_GETMODELSTATUSREQUEST']._serialized_end=301
-  _globals['_MODELVERSIONSTATUS']._serialized_start=304
-  _globals['_MODELVERSIONSTATUS']._serialized_end=536
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=453
-  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=536
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=538
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=632
+  _globals['_STATUSPROTO']._serialized_start=151
+  _globals['_STATUSPROTO']._serialized_end=231
+  _globals['_GETMODELSTATUSREQUEST']._serialized_start=233
+  _globals['_GETMODELSTATUSREQUEST']._serialized_end=307
+  _globals['_MODELVERSIONSTATUS']._serialized_start=310
+  _globals['_MODELVERSIONSTATUS']._serialized_end=542
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_start=459
+  _globals['_MODELVERSIONSTATUS_STATE']._serialized_end=542
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=544
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=638
 # @@protoc_insertion_point(module_scope)

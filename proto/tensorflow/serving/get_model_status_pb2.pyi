@@ -1,5 +1,5 @@
 # mypy: disable-error-code="type-arg"
-from proto.tensorflow import error_codes_pb2 as _error_codes_pb2
+from proto.tensorflow.error import error_codes_pb2 as _error_codes_pb2
 from proto.tensorflow.serving import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
