@@ -1,11 +1,25 @@
 """What asyncio does not tell: how late its loop is, and whether a coroutine waits."""
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+async def maybe_in_thread(
+    is_long: bool,
+    function: Callable[..., T],
+    *args: Any,
+) -> T:
+    """Call a function here, or where it takes long in a thread.
+
+    There it takes turns with the event loop, which answers others meanwhile.
+    """
+    if is_long:
+        return await asyncio.to_thread(function, *args)
+    return function(*args)
 
 
 class EventLoopLag:

@@ -1,6 +1,7 @@
 """Tensors in, tensors out: the walk of a request that brings its own arrays."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +9,7 @@ from service.batching import Priority
 from service.classification import Caller, Target
 from service.metrics import RequestScope
 from service.repository import Repository
+from service.served_version import ServedVersion
 from service.tensors import Array, Signature, Tensors
 
 DEFAULT_SIGNATURE: Final = "serving_default"
@@ -42,15 +44,12 @@ class Predictor:
         Raises:
             BlockserveError: As `predict` would.
         """
-        lease = self._repository.lease(
-            target.name, version=target.version, label=target.label
-        )
-        with lease as served:
+        with self._lease(target) as served:
             scope.resolved(served.name, served.version)
 
     async def predict(
         self,
-        read: Callable[[Signature], Tensors],
+        read: Callable[[Signature], Awaitable[Tensors]],
         *,
         target: Target,
         signature_name: str | None,
@@ -75,14 +74,11 @@ class Predictor:
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
-        lease = self._repository.lease(
-            target.name, version=target.version, label=target.label
-        )
-        with lease as served:
+        with self._lease(target) as served:
             scope.resolved(served.name, served.version)
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
             batcher.check(rows=1, deadline=deadline, priority=priority)
-            tensors = read(signature)
+            tensors = await read(signature)
             rows = signature.validate(tensors)
             answer = batcher.submit(
                 tensors, rows=rows, deadline=deadline, priority=priority
@@ -93,4 +89,9 @@ class Predictor:
             version=served.version,
             signature=signature,
             outputs=outputs,
+        )
+
+    def _lease(self, target: Target) -> AbstractContextManager[ServedVersion]:
+        return self._repository.lease(
+            target.name, version=target.version, label=target.label
         )

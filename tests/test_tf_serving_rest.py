@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support import Served, serving
+from service.http.tf_serving import documents
+from tests.support import Served, only, serving
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {path.stem: json.loads(path.read_text()) for path in GOLDEN.glob("rest/*.json")}
@@ -155,3 +157,24 @@ async def test_where_we_answer_otherwise_we_say_what_is_wrong(
         error = answer.json()["error"]
         text = error if isinstance(error, str) else error["message"]
         assert re.search(different.message, text)
+
+
+@pytest.mark.parametrize(("rows", "elsewhere"), [(1, False), (10_000, True)])
+async def test_a_large_body_is_read_beside_the_event_loop(
+    served: Served, monkeypatch: pytest.MonkeyPatch, rows: int, elsewhere: bool
+) -> None:
+    """Walking through millions of values would hold everybody up."""
+    threads = []
+    read = documents.read
+
+    def spied(text: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return read(text)
+
+    monkeypatch.setattr(documents, "read", spied)
+    answer = await served.client.post(
+        "/v1/models/inception:predict",
+        json={"signature_name": "echo", "instances": ["a"] * rows},
+    )
+    assert len(answer.json()["predictions"]) == rows
+    assert (only(threads) is not threading.current_thread()) == elsewhere

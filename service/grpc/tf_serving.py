@@ -3,14 +3,12 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, NoReturn, TypeVar
 
 import grpc
-from google.protobuf.text_format import MessageToString
 
 from proto.google.protobuf.any_pb2 import Any as AnyMessage
 from proto.google.protobuf.wrappers_pb2 import Int64Value
-from proto.tensorflow.meta_graph_pb2 import SignatureDef
 from proto.tensorflow.serving import (
     model_service_pb2_grpc,
     prediction_service_pb2_grpc,
@@ -37,19 +35,21 @@ from proto.tensors import InvalidTensorProto, from_tensor_proto, to_tensor_proto
 from service.classification import Target
 from service.data_types import type_name
 from service.errors import BlockserveError, InvalidRequest, InvalidTensor
+from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
 from service.metrics import RequestScope
-from service.prediction import DEFAULT_SIGNATURE
 from service.served_version import ServedVersion
 from service.tensors import Array, Signature
-from service.tf_serving import states
+from service.tf_serving import examples, states
 from service.tf_serving.errors import is_not_found, words
 
 T = TypeVar("T")
 
 PROTOCOL: Final = "tf_serving_grpc"
+# About a millisecond of reading numbers one by one, out of typed fields.
+LARGE_MESSAGE_BYTES: Final = 64 * 1024
 SIGNATURE_DEF: Final = "signature_def"
 SIGNATURE_NOT_FOUND: Final = "signature_not_found"
 LABEL_NOT_FOUND: Final = "label_not_found"
@@ -103,7 +103,7 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
     ) -> PredictResponse:
         spec = _spec_of(request)
         prediction = await self._gateway.predictor.predict(
-            partial(_tensors, request),
+            partial(_read, request),
             target=_target(spec),
             signature_name=spec.signature_name,
             deadline=calls.deadline(self._gateway, context),
@@ -151,31 +151,19 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
     async def _refuse_examples(
         self,
         request: ClassificationRequest | RegressionRequest,
-        kind: str,
+        kind: Literal["classification", "regression"],
         _: RequestScope,
     ) -> None:
-        spec = _spec_of(request)
-        definition = self._definition(spec)
-        raise InvalidRequest(
-            f"No {kind} inputs found in SignatureDef: {MessageToString(definition)}"
-        )
+        self._refuse(_spec_of(request), kind)
 
     async def _refuse_tasks(self, spec: ModelSpec, _: RequestScope) -> None:
-        if not spec.name:
-            raise InvalidRequest("ModelSpec has no name specified.")
-        definition = self._definition(spec)
-        raise InvalidRequest(
-            "No classification inputs found in SignatureDef: "
-            f"{MessageToString(definition)}"
-        )
+        self._refuse(_named(spec), "classification")
 
-    def _definition(self, spec: ModelSpec) -> SignatureDef:
-        name = spec.signature_name or DEFAULT_SIGNATURE
-        with self._lease(spec) as served:
-            definition = served.signature_defs.get(name)
-        if definition is None:
-            raise InvalidRequest(f"No signature was found with the name: {name}")
-        return definition
+    def _refuse(
+        self, spec: ModelSpec, kind: Literal["classification", "regression"]
+    ) -> NoReturn:
+        repository = self._gateway.repository
+        examples.refuse(repository, _target(spec), spec.signature_name, kind)
 
     def _lease(self, spec: ModelSpec) -> AbstractContextManager[ServedVersion]:
         target = _target(spec)
@@ -240,7 +228,10 @@ async def _answer(
 def _spec_of(request: Any) -> ModelSpec:
     if not request.HasField("model_spec"):
         raise InvalidRequest("Missing ModelSpec")
-    spec: ModelSpec = request.model_spec
+    return _named(request.model_spec)
+
+
+def _named(spec: ModelSpec) -> ModelSpec:
     if not spec.name:
         raise InvalidRequest("ModelSpec has no name specified.")
     return spec
@@ -252,6 +243,12 @@ def _target(spec: ModelSpec) -> Target:
         version=spec.version.value if spec.HasField("version") else None,
         label=spec.version_label or None,
     )
+
+
+async def _read(request: PredictRequest, signature: Signature) -> dict[str, Array]:
+    typed = any(not tensor.tensor_content for tensor in request.inputs.values())
+    is_long = typed and request.ByteSize() > LARGE_MESSAGE_BYTES
+    return await maybe_in_thread(is_long, _tensors, request, signature)
 
 
 def _tensors(request: PredictRequest, signature: Signature) -> dict[str, Array]:

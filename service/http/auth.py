@@ -2,8 +2,9 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.errors import JSON, error_body
+from service.http.errors import error_body
 from service.http.operations import HEALTH_PATHS
+from service.http.sending import send_json
 from service.token import Token
 
 
@@ -31,10 +32,4 @@ class RequireToken:
 
 async def _refuse(send: Send) -> None:
     body = error_body("unauthorized", "send the header Authorization: Bearer <token>")
-    headers = [
-        (b"content-type", JSON),
-        (b"content-length", b"%d" % len(body)),
-        (b"www-authenticate", b"Bearer"),
-    ]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send_json(send, 401, body, [(b"www-authenticate", b"Bearer")])

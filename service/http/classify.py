@@ -29,13 +29,13 @@ from service.http import terms
 from service.http.bodies import images_of, read_in_time
 from service.http.callers import caller_of
 from service.http.errors import (
-    JSON,
     error_body,
     internal_error,
     retry_after,
     status_of,
 )
 from service.http.protocol import Refusal
+from service.http.sending import CONTENT_TYPE, send_json
 from service.metrics import RequestScope
 
 PATHS: Final = (
@@ -46,7 +46,6 @@ PATHS: Final = (
 )
 INT64_DIGITS: Final = 18
 SHOWN_CHARACTERS: Final = 40
-CONTENT_TYPE: Final = (b"content-type", JSON)
 OK: Final = 200
 # How long after a refusal requests are looked at as soon as their headers are there.
 OVERLOAD_SECONDS: Final = 1.0
@@ -117,14 +116,17 @@ class ClassifyEndpoint:
                 target, deadline=deadline, priority=priority, scope=request
             )
         except Overloaded as error:
-            return _Refused(request, error.kind, Refusal(*self._answer_to(error)))
+            status, answered, body = self._answer_to(error)
+            refusal = Refusal(status, [CONTENT_TYPE, *answered], body)
+            return _Refused(request, error.kind, refusal)
         except BlockserveError:
             return None  # the way through the application tells and counts it
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        status, headers = OK, [CONTENT_TYPE]
+        status = OK
+        headers: list[tuple[bytes, bytes]] = []
         try:
             with self._gateway.metrics.request("http") as request:
                 answer = await self._classify(scope, receive, request)
@@ -135,14 +137,7 @@ class ClassifyEndpoint:
             status, headers, body = self._answer_to(error)
         except Exception as error:
             status, body = 500, internal_error(error)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [*headers, (b"content-length", b"%d" % len(body))],
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, status, body, headers)
 
     async def _classify(
         self, scope: Scope, receive: Receive, request: RequestScope
@@ -192,7 +187,7 @@ class ClassifyEndpoint:
             self._overloaded_until = monotonic() + OVERLOAD_SECONDS
         headers = [(k.encode(), v.encode()) for k, v in retry_after(error).items()]
         body = error_body(error.kind, error.message)
-        return status_of(error), [CONTENT_TYPE, *headers], body
+        return status_of(error), headers, body
 
 
 class _Refused(NamedTuple):

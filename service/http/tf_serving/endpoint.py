@@ -4,10 +4,9 @@ import json
 import zlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Final, Literal
 
 from google.protobuf.json_format import MessageToJson
-from google.protobuf.text_format import MessageToString
 from starlette.types import Receive, Scope, Send
 
 from proto.tensorflow.serving.get_model_metadata_pb2 import SignatureDefMap
@@ -15,15 +14,16 @@ from service.classification import Target
 from service.errors import (
     BlockserveError,
     ClientDisconnected,
-    InvalidRequest,
     NotFound,
     TooLarge,
 )
+from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http import terms
 from service.http.bodies import read_in_time
 from service.http.callers import caller_of
-from service.http.errors import JSON, internal_error, retry_after, status_of
+from service.http.errors import internal_error, retry_after, status_of
+from service.http.sending import send_json
 from service.http.tf_serving import answers, documents
 from service.http.tf_serving.predict_requests import (
     PredictRequest,
@@ -31,17 +31,21 @@ from service.http.tf_serving.predict_requests import (
 )
 from service.http.tf_serving.routes import MalformedRequest, Route, route
 from service.metrics import RequestScope
-from service.prediction import DEFAULT_SIGNATURE
-from service.tf_serving import states
+from service.tf_serving import examples, states
 from service.tf_serving.errors import INTERNAL, is_not_found, words
 
 OK: Final = 200
 BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
 INTERNAL_ERROR: Final = 500
+# About a millisecond of reading.
+LARGE_BODY_BYTES: Final = 32 * 1024
 GZIP: Final = b"gzip"
 GZIP_WINDOW_BITS: Final = 31
-KINDS: Final = {"classify": "classification", "regress": "regression"}
+KINDS: Final[Mapping[str, Literal["classification", "regression"]]] = {
+    "classify": "classification",
+    "regress": "regression",
+}
 SIGNATURE_NOT_FOUND: Final = "signature_not_found"
 CLIENT_ERRORS: Final = frozenset({"label_not_found", SIGNATURE_NOT_FOUND})
 
@@ -62,18 +66,8 @@ class TfServingEndpoint:
             status, body = BAD_REQUEST, answers.error(str(error))
         except ClientDisconnected:
             return
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [
-                    (b"content-type", JSON),
-                    (b"content-length", b"%d" % len(body)),
-                    *((k.encode(), v.encode()) for k, v in headers.items()),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": body})
+        encoded = ((k.encode(), v.encode()) for k, v in headers.items())
+        await send_json(send, status, body, encoded)
 
     async def _answer(
         self, asked: Route, scope: Scope, receive: Receive
@@ -153,13 +147,16 @@ class TfServingEndpoint:
         )
         if headers.get(b"content-encoding", b"").strip().lower() == GZIP:
             body = _gunzip(body, limit)
-        document = documents.read(body)
+        run = partial(maybe_in_thread, len(body) > LARGE_BODY_BYTES)
+        document = await run(documents.read, body)
         if route.action != "predict":
-            self._refuse_examples(route, document)
+            name = signature_of_examples(document, route.action)
+            kind = KINDS[route.action]
+            examples.refuse(gateway.repository, route.target, name, kind)
         asked = PredictRequest.of(document, booleans=documents.may_hold_booleans(body))
         try:
             prediction = await gateway.predictor.predict(
-                asked.tensors,
+                partial(run, asked.tensors),
                 target=route.target,
                 signature_name=asked.signature_name,
                 deadline=deadline,
@@ -175,23 +172,7 @@ class TfServingEndpoint:
                 )
             raise
         write = answers.predictions if asked.rows else answers.outputs
-        return write(prediction.outputs)
-
-    def _refuse_examples(self, route: Route, document: Any) -> NoReturn:
-        """Say why a model cannot classify or regress examples; none here can."""
-        name = signature_of_examples(document, route.action)
-        target = route.target
-        lease = self._gateway.repository.lease(
-            target.name, version=target.version, label=target.label
-        )
-        with lease as served:
-            definition = served.signature_defs.get(name or DEFAULT_SIGNATURE)
-        if definition is None:
-            raise InvalidRequest(f"No signature was found with the name: {name}")
-        raise InvalidRequest(
-            f"No {KINDS[route.action]} inputs found in SignatureDef: "
-            f"{MessageToString(definition)}"
-        )
+        return await run(write, prediction.outputs)
 
 
 def _status_of(error: BlockserveError) -> int:
