@@ -118,6 +118,25 @@ def test_columns_may_have_more_names_than_the_signature() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ('{"instances":[%s]}', (1,)),
+        ('{"instances":[[],[]]}', (2, 0)),
+        ('{"inputs":%s}', ()),
+        ('{"inputs":[]}', (0,)),
+        ('{"inputs":[[]]}', (1, 0)),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "value"), [("O", '"a"'), ("f4", "1")])
+def test_what_is_walked_may_be_one_value_or_none(
+    text: str, shape: tuple[int, ...], dtype: str, value: str
+) -> None:
+    document = json.loads(text.replace("%s", value))
+    asked = PredictRequest.of(document, booleans=True)
+    assert asked.tensors(signature(spec(dtype)))["x"].shape == shape
+
+
+@pytest.mark.parametrize(
     ("document", "message"),
     [
         ({"instances": [1, "a"]}, "element: 1 of .* Type: String is not of expected"),

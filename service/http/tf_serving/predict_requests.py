@@ -203,8 +203,8 @@ def _whole(value: Any, spec: TensorSpec, dense: Dense) -> Array:
         column.add(value)
     except _ElementError as error:
         raise PredictError(str(error)) from None
-    array: Array = column.array()[0]
-    return array
+    array = column.array()
+    return array.reshape(array.shape[1:])
 
 
 def _dense(value: Any, spec: TensorSpec) -> Array | None:
@@ -288,6 +288,7 @@ class _Column:
     def __init__(self, spec: TensorSpec) -> None:
         self._dtype = spec.dtype
         self._values: list[Any] = []
+        self._rows = 0
         self._shape: tuple[int, ...] | None = None
 
     def add(self, row: Any) -> None:
@@ -309,6 +310,7 @@ class _Column:
             raise _ElementError(
                 f"Expecting tensor shape: {list(self._shape)} but got: {list(shape)}"
             )
+        self._rows += 1
 
     def array(self) -> Array:
         """All rows."""
@@ -316,7 +318,7 @@ class _Column:
         array = np.empty(len(self._values), self._dtype)
         with np.errstate(over="ignore"):
             array[:] = self._values
-        return array.reshape(-1, *self._shape)
+        return array.reshape(self._rows, *self._shape)
 
     def _fill(self, value: Any, shape: tuple[int, ...], level: int) -> None:
         if not isinstance(value, list):
