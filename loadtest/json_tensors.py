@@ -30,7 +30,6 @@ from loadtest.report import (
     shown,
 )
 from loadtest.workloads import SEED
-from service.http.tf_serving import documents
 from service.http.tf_serving.predict_requests import PredictRequest
 from service.server import spare_the_collector
 from service.tensors import Signature, TensorSpec
@@ -41,9 +40,9 @@ DIGITS: Final = 6
 MIN_ROUNDS: Final = 3
 PLAIN: Final = "json and numpy"
 OURS: Final = "blockserve"
-# It is to be faster where it is large.
+# It is to be so many times as fast where it is large.
 LARGE: Final = (1, 224, 224, 3)
-BUDGET_TIMES: Final = 1.0
+BUDGET_TIMES: Final = {"uint8": 4.0, "float32": 7.0}
 
 Reader = Callable[[bytes], Any]
 
@@ -86,7 +85,7 @@ def main(options: Options = Options()) -> None:  # noqa: B008, it is immutable
             Budget(
                 name=f"{one.name}, times as fast as the standard library",
                 measured=one.times_as_fast,
-                limit=BUDGET_TIMES,
+                limit=BUDGET_TIMES[one.dtype],
                 bound="at least",
                 format="ratio",
             )
@@ -118,9 +117,7 @@ def readers(dtype: str, shape: tuple[int, ...]) -> Mapping[str, Reader]:
         return np.array(json.loads(text)["instances"], dtype)
 
     def ours(text: bytes) -> Any:
-        booleans = documents.may_hold_booleans(text)
-        request = PredictRequest.of(documents.read(text), booleans=booleans)
-        return request.tensors(signature)[spec.name]
+        return PredictRequest.read(text).tensors(signature)[spec.name]
 
     return {PLAIN: plain, OURS: ours}
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from service.errors import EngineFailure, InvalidRequest
+from service.http import json_arrays
 from service.http.tf_serving import answers, documents, predict_requests
 from service.http.tf_serving.documents import DocumentError
 from service.http.tf_serving.predict_requests import PredictRequest
@@ -28,6 +29,49 @@ JSON_VALUES = st.recursive(
     max_leaves=20,
 )
 
+# Where arrays stand in a request, and what may be in them.
+BODIES = [
+    '{"instances":%s}',
+    '{"inputs": %s, "signature_name": "true"}',
+    '{"inputs":{"x":%s,"z":%s}}',
+    '{"instances":[{"x":%s},{"x":%s}]}',
+    '{"instances":[{"x":%s},{"x":%s,"y":[1]}]}',
+    '{"instances":[%s,{"x":%s}]}',
+    '{"instances":{"x":%s}}',
+    '{"instances":%s,"inputs":%s}',
+    '{"inputs":%s,"inputs":%s}',
+    '{"inputs":{"x":{"b64":%s}}}',
+    '{"inputs":{"y":%s}}',
+    '{"instances":%s,}',
+    "[%s]",
+]
+ELEMENTS = [
+    ["1"],
+    ["0", "255", "-0", "2", "3"],
+    ["-1", "7", "256", "300"],
+    ["0.5", "1", "-0.0", "1e39", "9007199254740993"],
+    ["1.0", "2"],
+    ["9223372036854775807", "9223372036854775808"],
+    ["1", "18446744073709551616", "-9223372036854775809", "1e309"],
+    ["1", "true", "false"],
+    ["1", "null", "NaN", "-Infinity", '"1"', '{"b64":"YQ=="}'],
+    ["1", "[1]", "[]", "[2,3]"],
+    ["1", "2", "", "01", "1 2", "]"],
+    ['"a"', '"b"'],
+]
+
+
+@st.composite
+def arrays(draw: Any, elements: list[str]) -> str:
+    """Texts of arrays that are dense, but for what their elements are."""
+
+    def nested(shape: tuple[int, ...]) -> str:
+        if not shape:
+            return str(draw(st.sampled_from(elements)))
+        return f"[{','.join(nested(shape[1:]) for _ in range(shape[0]))}]"
+
+    return nested(draw(hnp.array_shapes(max_dims=3, max_side=3)))
+
 
 def spec(dtype: str, *shape: int | None, name: str = "x") -> TensorSpec:
     return TensorSpec(name=name, dtype=np.dtype(dtype), shape=(None, *shape))
@@ -41,6 +85,12 @@ def signature(*inputs: TensorSpec) -> Signature:
 
 def tensors(document: Any, *inputs: TensorSpec) -> dict[str, Any]:
     return PredictRequest.of(document, booleans=False).tensors(signature(*inputs))
+
+
+def read_whole(text: bytes) -> PredictRequest:
+    """What a body asks for, with lists for all arrays in it."""
+    booleans = documents.may_hold_booleans(text)
+    return PredictRequest.of(documents.read(text), booleans=booleans)
 
 
 @repeatable
@@ -90,6 +140,66 @@ def test_dense_values_are_the_same_array_whether_walked_or_not(array: Any) -> No
     for found in (dense, walked):
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
+
+
+@settings(repeatable, max_examples=500)
+@given(st.sampled_from(BODIES), st.sampled_from(ELEMENTS), st.data())
+def test_a_body_asks_for_the_same_whether_arrays_are_read_apart_or_not(
+    body: str, elements: list[str], data: Any
+) -> None:
+    text = body.replace("%s", data.draw(arrays(elements)), 1)
+    text = text.replace("%s", data.draw(arrays(elements) | st.just("[[1]]"))).encode()
+    one = spec(data.draw(st.sampled_from(["u1", "i8", "u8", "f2", "f4", "?", "O"])))
+
+    def outcome(read: Any) -> Any:
+        try:
+            found = read(text).tensors(signature(one))["x"]
+        except InvalidRequest as error:
+            return type(error), error.message
+        return found.dtype, found.shape, repr(found.tolist())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_arrays, "SHORTEST_BYTES", 1)
+        patch.setattr(json_arrays, "PIECE_BYTES", data.draw(st.integers(22, 40)))
+        assert outcome(PredictRequest.read) == outcome(read_whole)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (300, "JSON Value: 300 does not fit uint8: expected 0 to 255"),
+        (1.0, "JSON Value: 1.0 Type: Number is not of expected type: uint8"),
+        (True, "JSON Value: true Type: True is not of expected type: uint8"),
+        ([1, 2], "Encountered list at unexpected level: 2 expected < 2"),
+    ],
+)
+def test_in_a_long_array_the_first_wrong_element_is_named(
+    value: Any, message: str
+) -> None:
+    rows: Any = [[[1, 2]] * 1_000 for _ in range(10)]
+    rows[7][5] = [3, value]
+    rows[8][5] = [None]
+    for document in ({"instances": rows}, {"instances": [{"x": row} for row in rows]}):
+        asked = PredictRequest.read(json.dumps(document).encode())
+        with pytest.raises(InvalidRequest, match=f"element: 7 .*{message}"):
+            asked.tensors(signature(spec("u1", 1_000, 2)))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ('{"instances":{"x":%s}}', "Expecting 'instances' to be an list/array"),
+        ('{"instances":%s,"inputs":1}', "only one of 'inputs' or 'instances' keys"),
+        ('{"signature_name":1,"inputs":%s}', "key must be a string value"),
+    ],
+)
+def test_a_long_array_is_quoted_as_it_was_sent(form: str, message: str) -> None:
+    text = (form % json.dumps([1, 2.0] * 1_000)).encode()
+    with pytest.raises(InvalidRequest, match=message) as refusal:
+        PredictRequest.read(text)
+    with pytest.raises(InvalidRequest) as expected:
+        read_whole(text)
+    assert refusal.value.message == expected.value.message
 
 
 def test_a_boolean_among_numbers_is_no_number() -> None:

@@ -12,13 +12,16 @@ from typing import Any, Final, NoReturn
 import orjson
 
 from service.errors import InvalidRequest
+from service.http.json_arrays import NumberArray
 
 # To read a text again, slowly, only to say where it is wrong, is not worth more.
 LARGEST_EXPLAINED_BYTES: Final = 100_000
 # How much of a document an error quotes.
 LARGEST_QUOTED_CHARACTERS: Final = 4_000
 
-_WRITER: Final = json.JSONEncoder(indent=4, ensure_ascii=False)
+_WRITER: Final = json.JSONEncoder(
+    indent=4, ensure_ascii=False, default=NumberArray.tolist
+)
 _SPACE: Final = re.compile(r"[ \n\r\t]*")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)")
 _FRACTION: Final = re.compile(r"\.[0-9]+")

@@ -148,12 +148,12 @@ class TfServingEndpoint:
         if headers.get(b"content-encoding", b"").strip().lower() == GZIP:
             body = _gunzip(body, limit)
         run = partial(maybe_in_thread, len(body) > LARGE_BODY_BYTES)
-        document = await run(documents.read, body)
         if route.action != "predict":
+            document = await run(documents.read, body)
             name = signature_of_examples(document, route.action)
             kind = KINDS[route.action]
             examples.refuse(gateway.repository, route.target, name, kind)
-        asked = PredictRequest.of(document, booleans=documents.may_hold_booleans(body))
+        asked = await run(PredictRequest.read, body)
         try:
             prediction = await gateway.predictor.predict(
                 partial(run, asked.tensors),

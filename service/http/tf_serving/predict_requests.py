@@ -15,12 +15,13 @@ import numpy as np
 
 from service.data_types import type_name
 from service.errors import InvalidTensor
+from service.http import json_arrays
+from service.http.json_arrays import NumberArray
+from service.http.tf_serving import documents
 from service.http.tf_serving.documents import quote
 from service.tensors import Array, Signature, TensorSpec
 
 BASE64_KEY: Final = "b64"
-# Which numbers an array of a kind may come from.
-KINDS: Final[Mapping[str, str]] = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
 BASE64_QUANTUM: Final = 4
 DEEPEST_NESTING: Final = 32
 
@@ -49,6 +50,19 @@ class PredictRequest:
     rows: bool
     document: Any
     booleans: bool
+
+    @classmethod
+    def read(cls, body: bytes) -> "PredictRequest":
+        """What the body of a request asks for.
+
+        Raises:
+            DocumentError: It is not JSON.
+            PredictError: As `of`.
+        """
+        parts = json_arrays.take_out(body)
+        document = parts.document(documents.read)
+        booleans = documents.may_hold_booleans(parts.rest)
+        return cls.of(document, booleans=booleans)
 
     @classmethod
     def of(cls, document: Any, *, booleans: bool) -> "PredictRequest":
@@ -85,7 +99,7 @@ class PredictRequest:
         if "instances" not in document:
             raise PredictError("Missing 'inputs' or 'instances' key")
         instances = document["instances"]
-        if not isinstance(instances, list):
+        if not isinstance(instances, list | NumberArray):
             raise PredictError(
                 f"JSON Value: {quote(document)} Expecting 'instances' to be an "
                 "list/array"
@@ -108,9 +122,7 @@ class PredictRequest:
         return read(self.document, signature.inputs, self._dense)
 
     def _dense(self, value: Any, spec: TensorSpec) -> Array | None:
-        if self.booleans and spec.dtype.kind != "b":
-            return None
-        return _dense(value, spec)
+        return json_arrays.array_of(value, spec.dtype, booleans=self.booleans)
 
 
 def signature_of_examples(document: Any, method: str) -> str:
@@ -145,9 +157,9 @@ def signature_of_examples(document: Any, method: str) -> str:
 
 
 def _from_rows(
-    rows: Sequence[Any], specs: Mapping[str, TensorSpec], dense: Dense
+    rows: Sequence[Any] | NumberArray, specs: Mapping[str, TensorSpec], dense: Dense
 ) -> dict[str, Array]:
-    if not _is_named(rows[0]):
+    if isinstance(rows, NumberArray) or not _is_named(rows[0]):
         if len(specs) != 1:
             raise PredictError(
                 "instances is a plain list, but expecting list of objects as multiple "
@@ -159,7 +171,7 @@ def _from_rows(
     if all(isinstance(row, dict) and row.keys() == specs.keys() for row in rows):
         arrays = {}
         for name, spec in specs.items():
-            array = dense([row[name] for row in rows], spec)
+            array = dense(json_arrays.stacked([row[name] for row in rows]), spec)
             if array is None:
                 break
             arrays[name] = array
@@ -207,34 +219,9 @@ def _whole(value: Any, spec: TensorSpec, dense: Dense) -> Array:
     return array.reshape(array.shape[1:])
 
 
-def _dense(value: Any, spec: TensorSpec) -> Array | None:
-    """The value as an array of the input's type; `None` where it must be walked."""
-    dtype = spec.dtype
-    if dtype.hasobject:
-        return None
-    try:
-        array = np.array(value)
-    except ValueError:  # it is ragged, or nested too deeply
-        return None
-    # Where there is nothing, there is nothing that could be of the wrong type.
-    if array.dtype.kind not in KINDS.get(dtype.kind, "") and array.size:
-        return None
-    if dtype.kind in "iu" and not _fits(array, dtype):
-        return None
-    with np.errstate(over="ignore"):  # as the real server, it becomes infinite
-        return array.astype(dtype)
-
-
-def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
-    limits = np.iinfo(dtype)
-    return not array.size or bool(
-        array.min() >= limits.min and array.max() <= limits.max
-    )
-
-
-def _walk_plain(rows: Sequence[Any], spec: TensorSpec) -> Array:
+def _walk_plain(rows: Sequence[Any] | NumberArray, spec: TensorSpec) -> Array:
     column = _Column(spec)
-    for index, row in enumerate(rows):
+    for index, row in enumerate(_list_of(rows)):
         try:
             column.add(row)
         except _ElementError as error:
@@ -271,6 +258,10 @@ def _walk_named(
     return {name: column.array() for name, column in columns.items()}
 
 
+def _list_of(value: Any) -> Any:
+    return value.tolist() if isinstance(value, NumberArray) else value
+
+
 class _ElementError(ValueError):
     """What is wrong with a value; where it stands is not said."""
 
@@ -297,6 +288,7 @@ class _Column:
         Raises:
             _ElementError: It is not, or a value in it is of another type.
         """
+        row = _list_of(row)
         shape = _shape_of(row)
         before = len(self._values)
         self._fill(row, shape, 0)
@@ -352,7 +344,7 @@ class _Column:
             if isinstance(value, bool):
                 return value
         elif isinstance(value, int) and not isinstance(value, bool):
-            if kind == "f" or _fits(np.array([value]), self._dtype):
+            if kind == "f" or json_arrays.fits(np.array([value]), self._dtype):
                 return value
             limits = np.iinfo(self._dtype)
             raise _ElementError(
