@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -33,8 +34,8 @@ class _Element(NamedTuple):
     Attributes:
         dtype: What an array has; little-endian, as `tensor_content` holds it.
         field: The typed field.
-        number: What the typed field's numbers are: the elements or, for float16, the
-            bits of one.
+        number: What the typed field's numbers are: the elements or, for float16 and
+            bfloat16, the bits of one.
         carrier: The typed field's own dtype.
     """
 
@@ -60,7 +61,14 @@ _CARRIERS: Final = {
 _PACKED_AS_THEY_ARE: Final = {_CARRIERS["float_val"], _CARRIERS["double_val"]}
 
 
-def _element(dtype: str, field: str, number: str | None = None) -> _Element:
+# NumPy has no letter for it: it counts as two bytes of unknown kind, `V2`, and yet
+# differs from those, and has a byte order like any number.
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16).newbyteorder("<")
+
+
+def _element(
+    dtype: str | np.dtype[Any], field: str, number: str | None = None
+) -> _Element:
     return _Element(
         dtype=np.dtype(dtype),
         field=field,
@@ -70,6 +78,7 @@ def _element(dtype: str, field: str, number: str | None = None) -> _Element:
 
 
 _ELEMENTS: Final = {
+    DataType.DT_BFLOAT16: _element(_BFLOAT16, "half_val", number="<u2"),
     DataType.DT_BOOL: _element("?", "bool_val"),
     DataType.DT_DOUBLE: _element("<f8", "double_val"),
     DataType.DT_FLOAT: _element("<f4", "float_val"),
@@ -91,8 +100,9 @@ def to_tensor_proto(array: Array, *, typed: bool = False) -> TensorProto:
     """Write an array of any shape and memory layout.
 
     Args:
-        array: bool, (u)int8 to (u)int64, float16 to float64; or strings: `bytes` or
-            `str` elements (the latter become UTF-8) of an object, `S` or `U` array.
+        array: bool, (u)int8 to (u)int64, float16 to float64, bfloat16; or strings:
+            `bytes` or `str` elements (the latter become UTF-8) of an object, `S` or `U`
+            array.
         typed: Whether numbers go to the typed field, as TensorFlow Serving answers, and
             not to the faster `tensor_content`.
 

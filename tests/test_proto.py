@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -49,7 +50,9 @@ TYPED_FIELDS = {
     "uint32": "uint32_val",
     "uint64": "uint64_val",
 }
-NUMERIC = [*TYPED_FIELDS, "float16"]
+# Their typed field holds the bits of an element.
+HALVES = ["bfloat16", "float16"]
+NUMERIC = [*TYPED_FIELDS, *HALVES]
 
 
 def _generated_modules() -> Iterator[ModuleType]:
@@ -112,7 +115,7 @@ def _sized(*sizes: int) -> TensorShapeProto:
 
 def _typed(kind: str, values: Any, shape: tuple[int, ...]) -> TensorProto:
     """A tensor of TensorFlow's dtype name `kind`, in its typed field."""
-    field = "half_val" if kind == "float16" else TYPED_FIELDS[kind]
+    field = "half_val" if kind in HALVES else TYPED_FIELDS[kind]
     message = TensorProto(
         dtype=tf.as_dtype(kind).as_datatype_enum, tensor_shape=_sized(*shape)
     )
@@ -314,9 +317,16 @@ def test_a_version_is_absent_or_a_number() -> None:
 # Arrays
 
 
+def _arrays_of(kind: str, shape: Any) -> st.SearchStrategy[Array]:
+    if kind != "bfloat16":
+        return hnp.arrays(kind, shape)
+    # Any bits: subnormal numbers, and NaNs with a payload.
+    return hnp.arrays("uint16", shape).map(lambda bits: bits.view(ml_dtypes.bfloat16))
+
+
 def _arrays(kinds: list[str]) -> st.SearchStrategy[Array]:
     shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
-    return st.sampled_from(kinds).flatmap(lambda kind: hnp.arrays(kind, shapes))
+    return st.sampled_from(kinds).flatmap(lambda kind: _arrays_of(kind, shapes))
 
 
 @repeatable
@@ -331,6 +341,15 @@ def test_numbers_come_back_bit_for_bit(array: Array) -> None:
 def test_tensorflow_reads_what_we_write(array: Array) -> None:
     """Byte for byte the array that was written."""
     _assert_same(tf.make_ndarray(_official(to_tensor_proto(array))), array)
+
+
+@repeatable
+@given(_arrays(HALVES))
+def test_tensorflow_reads_the_bits_of_halves(array: Array) -> None:
+    """Their typed field holds any of them, NaNs with a payload too."""
+    message = to_tensor_proto(array, typed=True)
+    assert not message.tensor_content
+    _assert_same(tf.make_ndarray(_official(message)), array)
 
 
 @repeatable
@@ -362,8 +381,8 @@ def test_typed_fields_mean_what_they_mean_to_tensorflow(data: st.DataObject) -> 
     """A full field, a field that stops early, and an empty one."""
     kind = data.draw(st.sampled_from(NUMERIC))
     shape = data.draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-    array: Array = data.draw(hnp.arrays(kind, shape))
-    flat = array.view("u2").ravel() if kind == "float16" else array.ravel()
+    array = data.draw(_arrays_of(kind, shape))
+    flat = array.view("u2").ravel() if kind in HALVES else array.ravel()
     given_values = data.draw(st.integers(0, flat.size))
     message = _typed(kind, flat[:given_values].tolist(), shape)
     _assert_same(from_tensor_proto(message), tf.make_ndarray(_official(message)))
@@ -408,6 +427,17 @@ def test_memory_layout_does_not_matter(array: Array) -> None:
     _assert_same(read, np.ascontiguousarray(array, np.int32))
 
 
+def test_bfloat16_of_either_byte_order_is_read_as_a_number() -> None:
+    """Its bits are the upper half of a float32's, and little-endian in content."""
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    one_and_a_half = np.array([1.5], bfloat16)
+    for array in (one_and_a_half, one_and_a_half.astype(bfloat16.newbyteorder(">"))):
+        assert to_tensor_proto(array).tensor_content == b"\xc0\x3f"
+        typed = to_tensor_proto(array, typed=True)
+        assert typed.half_val == [0x3FC0]
+        _assert_same(from_tensor_proto(typed), one_and_a_half)
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -425,8 +455,14 @@ def test_text_becomes_utf8(array: Array) -> None:
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros(1, "M8[s]"), np.zeros(1, np.complex64), np.array([1, None], object)],
-    ids=["dates", "complex", "objects"],
+    [
+        np.zeros(1, "M8[s]"),
+        np.zeros(1, np.complex64),
+        np.array([1, None], object),
+        np.zeros(1, "V2"),
+        np.zeros(1, ml_dtypes.float8_e5m2),
+    ],
+    ids=["dates", "complex", "objects", "memory", "float8"],
 )
 def test_other_arrays_are_refused(array: Array) -> None:
     """With a TypeError, as TensorFlow does."""
@@ -437,7 +473,10 @@ def test_other_arrays_are_refused(array: Array) -> None:
 UINT8 = DataType.DT_UINT8
 INVALID = {
     "no data type": (TensorProto(), "DT_INVALID is not supported"),
-    "complex": (TensorProto(dtype=DataType.DT_COMPLEX64), "expected one of DT_BOOL"),
+    "complex": (
+        TensorProto(dtype=DataType.DT_COMPLEX64),
+        "expected one of DT_BFLOAT16, DT_BOOL",
+    ),
     "unheard-of type": (TensorProto(dtype=999), "type 999"),  # type: ignore[arg-type]
     "unknown rank": (
         TensorProto(dtype=UINT8, tensor_shape=TensorShapeProto(unknown_rank=True)),
@@ -466,6 +505,12 @@ INVALID = {
     "half_val of 17 bits": (
         TensorProto(dtype=DataType.DT_HALF, tensor_shape=_sized(1), half_val=[1 << 16]),
         "numbers that DT_HALF cannot",
+    ),
+    "half_val of 17 bits in bfloat16": (
+        TensorProto(
+            dtype=DataType.DT_BFLOAT16, tensor_shape=_sized(1), half_val=[1 << 16]
+        ),
+        "numbers that DT_BFLOAT16 cannot",
     ),
     "a bomb": (
         TensorProto(dtype=UINT8, tensor_shape=_sized(2**40), int_val=[1]),
