@@ -12,7 +12,13 @@ import numpy.typing as npt
 import pytest
 import tensorflow as tf
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.descriptor import (
+    Descriptor,
+    EnumDescriptor,
+    FieldDescriptor,
+    MethodDescriptor,
+    ServiceDescriptor,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -23,6 +29,10 @@ from tensorflow_serving.apis import (  # noqa: F401, they fill the default pool
 )
 from tensorflow_serving.apis import predict_pb2 as official_predict_pb2
 from tensorflow_serving.apis import prediction_log_pb2 as official_log_pb2
+from tritonclient.grpc import (  # noqa: F401, they fill the default pool
+    model_config_pb2,
+    service_pb2,
+)
 
 from proto.generate import PACKAGE, GenerateError, generate, generated_files
 from proto.google.protobuf.wrappers_pb2 import Int64Value
@@ -80,10 +90,16 @@ def _all_enums() -> Iterator[EnumDescriptor]:
         yield from message.enum_types
 
 
-def _published(one: Descriptor | EnumDescriptor) -> bool:
+def _all_services() -> Iterator[ServiceDescriptor]:
+    for module in _generated_modules():
+        yield from module.DESCRIPTOR.services_by_name.values()
+
+
+def _published(one: Descriptor | EnumDescriptor | ServiceDescriptor) -> bool:
     """Whether its owner's definition is installed here."""
     return one.file.package in {
-        *("google.protobuf", "tensorflow", "tensorflow.error", "tensorflow.serving")
+        *("google.protobuf", "tensorflow", "tensorflow.error", "tensorflow.serving"),
+        "inference",
     }
 
 
@@ -98,6 +114,15 @@ def _facts(field: FieldDescriptor) -> dict[str, Any]:
         "of": of_type.full_name if of_type else None,
         "oneof": oneof.name if oneof else None,
     }
+
+
+def _signature(method: MethodDescriptor) -> tuple[str, bool, str, bool]:
+    return (
+        method.input_type.full_name,
+        method.client_streaming,
+        method.output_type.full_name,
+        method.server_streaming,
+    )
 
 
 def _python(code: str) -> str:
@@ -237,30 +262,42 @@ def test_importing_the_messages_loads_no_tensorflow() -> None:
         f"import sys, {', '.join(names)}, proto.tensors\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
-    heavy = {"grpc_tools", "keras", "tensorflow", "tensorflow_serving"}
+    heavy = {"grpc_tools", "keras", "tensorflow", "tensorflow_serving", "tritonclient"}
     assert heavy.isdisjoint(out.split())
 
 
-def test_protobufs_default_pool_hears_nothing_of_ours() -> None:
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("tensorflow.serving.predict_pb2", "tensorflow.TensorProto"),
+        ("inference.infer_pb2", "inference.ModelInferRequest"),
+    ],
+)
+def test_protobufs_default_pool_hears_nothing_of_ours(
+    module: str, message: str
+) -> None:
     """It stays free for whoever else defines these names."""
     out = _python(
-        "import proto.tensorflow.serving.predict_pb2\n"
+        f"import proto.{module}\n"
         "from google.protobuf import descriptor_pool\n"
         "pool = descriptor_pool.Default()\n"
         "try:\n"
-        "    print(pool.FindMessageTypeByName('tensorflow.TensorProto').file.name)\n"
+        f"    print(pool.FindMessageTypeByName('{message}').file.name)\n"
         "except KeyError:\n"
         "    print('unknown')"
     )
     assert out.strip() == "unknown"
 
 
-THEIRS = "from tensorflow_serving.apis import prediction_log_pb2 as theirs"
-OURS = "from proto.tensorflow.serving import prediction_log_pb2 as ours"
+def _either_first(theirs: str, ours: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "imports", [(theirs, ours), (ours, theirs)], ids=["theirs first", "ours first"]
+    )
 
 
-@pytest.mark.parametrize(
-    "imports", [(THEIRS, OURS), (OURS, THEIRS)], ids=["theirs first", "ours first"]
+@_either_first(
+    "from tensorflow_serving.apis import prediction_log_pb2 as theirs",
+    "from proto.tensorflow.serving import prediction_log_pb2 as ours",
 )
 def test_ours_and_tensorflows_live_in_one_process(imports: tuple[str, str]) -> None:
     """Whichever comes first, both parse what the other writes."""
@@ -275,6 +312,25 @@ def test_ours_and_tensorflows_live_in_one_process(imports: tuple[str, str]) -> N
         "print(request.model_spec.version.value, request.inputs['x'].tensor_content)"
     )
     assert out.strip() == "7 b'abc'"
+
+
+@_either_first(
+    "from tritonclient.grpc import service_pb2 as theirs",
+    "from proto.inference import infer_pb2 as ours",
+)
+def test_ours_and_tritons_live_in_one_process(imports: tuple[str, str]) -> None:
+    """Whichever comes first, both parse what the other writes."""
+    out = _python(
+        "\n".join(imports) + "\n"
+        "request = ours.ModelInferRequest(id='7', raw_input_contents=[b'abc'])\n"
+        "request.inputs.add(name='x').parameters['p'].int64_param = 3\n"
+        "read = theirs.ModelInferRequest.FromString(request.SerializeToString())\n"
+        "back = ours.ModelInferRequest.FromString(read.SerializeToString())\n"
+        "assert back == request\n"
+        "given = read.inputs[0].parameters['p'].int64_param\n"
+        "print(read.id, given, read.raw_input_contents)"
+    )
+    assert out.strip() == "7 3 [b'abc']"
 
 
 def test_messages_say_what_their_owners_say() -> None:
@@ -293,6 +349,49 @@ def test_enums_say_what_their_owners_say() -> None:
         owner = default.FindEnumTypeByName(enum.full_name)
         for value in enum.values:
             assert value.number == owner.values_by_name[value.name].number
+
+
+def test_services_say_what_their_owners_say() -> None:
+    """Each method of ours takes and gives what the owner's does, streams included."""
+    default = descriptor_pool.Default()
+    for service in filter(_published, _all_services()):
+        owner = default.FindServiceByName(service.full_name)
+        for method in service.methods:
+            theirs = owner.methods_by_name[method.name]
+            assert _signature(method) == _signature(theirs), method.full_name
+
+
+def test_the_inference_service_leaves_out_shared_memory_tracing_and_logs() -> None:
+    """It has all other methods of Triton's, and no others."""
+    name = "inference.GRPCInferenceService"
+    ours = POOL.FindServiceByName(name).methods_by_name
+    theirs = descriptor_pool.Default().FindServiceByName(name).methods_by_name
+    shared_memory = {
+        f"{kind}SharedMemory{action}"
+        for kind in ("System", "Cuda")
+        for action in ("Status", "Register", "Unregister")
+    }
+    left_out = {*shared_memory, "TraceSetting", "LogSettings"}
+    assert set(ours) == set(theirs) - left_out
+
+
+def test_of_tritons_messages_only_the_configuration_is_a_subset() -> None:
+    """What clients send and read besides it can be named here in full."""
+    default = descriptor_pool.Default()
+    subsets = {
+        message.name
+        for message in _all_messages()
+        if message.file.package == "inference"
+        and {field.name for field in message.fields}
+        < set(default.FindMessageTypeByName(message.full_name).fields_by_name)
+    }
+    assert sorted(subsets) == [
+        "ModelConfig",
+        "ModelDynamicBatching",
+        "ModelInput",
+        "ModelInstanceGroup",
+        "ModelOutput",
+    ]
 
 
 def test_fields_left_out_travel_unharmed() -> None:

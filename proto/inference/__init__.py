@@ -1,0 +1,1 @@
+"""The protobuf package `inference`: the Open Inference Protocol, as Triton has it."""
