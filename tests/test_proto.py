@@ -34,6 +34,11 @@ from tritonclient.grpc import (  # noqa: F401, they fill the default pool
     service_pb2,
 )
 
+from proto.blockserve.v1.image_classifier_pb2 import (
+    ClassifyRequest,
+    ClassifyStreamResponse,
+    Error,
+)
 from proto.generate import PACKAGE, GenerateError, generate, generated_files
 from proto.google.protobuf.wrappers_pb2 import Int64Value
 from proto.pool import POOL
@@ -60,6 +65,9 @@ TYPED_FIELDS = {
     "uint32": "uint32_val",
     "uint64": "uint64_val",
 }
+# What they say is said nowhere else: there is nothing to compare them with.
+OUR_OWN_PACKAGES = {"blockserve.v1"}
+
 # Their typed field holds the bits of an element.
 HALVES = ["bfloat16", "float16"]
 NUMERIC = [*TYPED_FIELDS, *HALVES]
@@ -96,11 +104,8 @@ def _all_services() -> Iterator[ServiceDescriptor]:
 
 
 def _published(one: Descriptor | EnumDescriptor | ServiceDescriptor) -> bool:
-    """Whether its owner's definition is installed here."""
-    return one.file.package in {
-        *("google.protobuf", "tensorflow", "tensorflow.error", "tensorflow.serving"),
-        "inference",
-    }
+    """Whether it has an owner elsewhere, whose definition is installed here."""
+    return one.file.package not in OUR_OWN_PACKAGES
 
 
 def _facts(field: FieldDescriptor) -> dict[str, Any]:
@@ -271,6 +276,7 @@ def test_importing_the_messages_loads_no_tensorflow() -> None:
     [
         ("tensorflow.serving.predict_pb2", "tensorflow.TensorProto"),
         ("inference.infer_pb2", "inference.ModelInferRequest"),
+        ("blockserve.v1.image_classifier_pb2", "blockserve.v1.ClassifyRequest"),
     ],
 )
 def test_protobufs_default_pool_hears_nothing_of_ours(
@@ -411,6 +417,27 @@ def test_a_version_is_absent_or_a_number() -> None:
     assert spec.WhichOneof("version_choice") == "version"
     spec.version_label = "stable"
     assert not spec.HasField("version")
+
+
+def test_our_own_api_tells_what_is_absent_from_zero() -> None:
+    """Version 0 differs from no version, as `top_k` and the time to retry do."""
+    request = ClassifyRequest()
+    assert not request.HasField("top_k")
+    assert request.WhichOneof("version_choice") is None
+    request.top_k = request.version = 0
+    assert request.HasField("top_k")
+    assert request.WhichOneof("version_choice") == "version"
+    request.version_label = "stable"
+    assert not request.HasField("version")
+    assert not Error().HasField("retry_after_seconds")
+
+
+def test_a_request_of_a_stream_is_answered_or_failed() -> None:
+    """Setting one clears the other, and an empty answer is an answer."""
+    answer = ClassifyStreamResponse(error=Error(code=3))
+    answer.response.SetInParent()
+    assert answer.WhichOneof("outcome") == "response"
+    assert not answer.HasField("error")
 
 
 # Arrays

@@ -1,0 +1,1 @@
+"""Protobuf packages of blockserve's own API, one for each of its versions."""
