@@ -16,6 +16,7 @@ from models.architectures import drawable
 from models.card import (
     ASSETS_DIRECTORY,
     CONFUSION_FILE,
+    DEFAULT_SIGNATURE,
     GRAPH_FILE,
     INT8_FILE,
     SAMPLE_FILE,
@@ -30,7 +31,6 @@ from models.card import (
 )
 from models.datasets import Images
 from models.export import (
-    IMAGES_SIGNATURE,
     check_parity,
     decoder_in_graph,
     draft_directory,
@@ -289,7 +289,7 @@ def _write_assets(draft: Path, name: str, subject: Subject) -> None:
     write_warmup_requests(
         draft / WARMUP_FILE,
         model_name=name,
-        requests=[(IMAGES_SIGNATURE, batch) for batch in batches],
+        requests=[(DEFAULT_SIGNATURE, batch) for batch in batches],
     )
 
 

@@ -19,6 +19,10 @@ SUMMARY_FILE: Final = f"{ASSETS_DIRECTORY}/summary.txt"
 TRAINING_FILE: Final = f"{ASSETS_DIRECTORY}/training.svg"
 WARMUP_FILE: Final = f"{ASSETS_DIRECTORY}/tf_serving_warmup_requests"
 
+# The signature of tensors, and that of encoded images, where the input is an image.
+DEFAULT_SIGNATURE: Final = "serving_default"
+BYTES_SIGNATURE: Final = "serving_bytes"
+
 FloatPrecision = Literal["float32", "float16", "bfloat16"]
 Precision = Literal[FloatPrecision, "int8"]
 Resize = Literal["stretch", "crop", "pad"]

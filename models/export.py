@@ -14,13 +14,19 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from models.card import ImageInput, ModelCard, OutputTensor, Parity, Precision
+from models.card import (
+    BYTES_SIGNATURE,
+    DEFAULT_SIGNATURE,
+    ImageInput,
+    ModelCard,
+    OutputTensor,
+    Parity,
+    Precision,
+)
 from models.datasets import Images
 from models.graph_preprocessing import decode
 from models.tasks import Predict
 
-IMAGES_SIGNATURE: Final = "serving_default"
-BYTES_SIGNATURE: Final = "serving_bytes"
 # How far an output may be from that of the network, in its arithmetic's precision and
 # as a share of the largest output where that exceeds 1.
 MAX_DIFFERENCE: Final[Mapping[Precision, float]] = {
@@ -91,7 +97,7 @@ def write_saved_model(
     # itself would write each of them twice.
     archive = keras.export.ExportArchive()
     archive.add_endpoint(
-        IMAGES_SIGNATURE,
+        DEFAULT_SIGNATURE,
         from_images,
         [
             tf.TensorSpec((None, *i.shape), tf.uint8, name=i.tensor)
@@ -149,7 +155,7 @@ def check_parity(
         for i in interface.inputs
     }
     worst = 0.0
-    for signature, inputs in ((IMAGES_SIGNATURE, samples), (BYTES_SIGNATURE, encoded)):
+    for signature, inputs in ((DEFAULT_SIGNATURE, samples), (BYTES_SIGNATURE, encoded)):
         tensors = {name: tf.constant(values) for name, values in inputs.items()}
         answers = reloaded[signature](**tensors)
         for name, want in expected.items():

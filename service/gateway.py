@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Gateway:
-    """Repository, classifier and metrics of one process, and whether it is ready.
+    """Repository, prediction and metrics of one process, and whether it is ready.
 
     Make it on the event loop that will run it.
     """
@@ -25,8 +25,8 @@ class Gateway:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.repository = Repository(settings, self.metrics, on_change=self._changed)
-        self.classifier = Classifier(settings, self.repository)
-        self.predictor = Predictor(self.repository)
+        self.predictor = Predictor(settings, self.repository)
+        self.classifier = Classifier(self.predictor, top_k=settings.top_k)
         self._draining = False
         self._lag = EventLoopLag()
         self._listeners: list[Callable[[], None]] = []
@@ -79,7 +79,7 @@ class Gateway:
         """Drain, then unload everything."""
         self.begin_drain()
         await self.repository.stop()
-        self.classifier.close()
+        self.predictor.close()
 
     def _changed(self) -> None:
         for listener in self._listeners:

@@ -54,6 +54,21 @@ class VersionState(StrEnum):
 SETTLED: Final = frozenset({VersionState.START, VersionState.END})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Which version of a model a request means.
+
+    Attributes:
+        name: The model; `None` is the default model, or the only one.
+        version: Its version; `None` is the latest that serves.
+        label: A label of a version, in place of `version`.
+    """
+
+    name: str | None = None
+    version: int | None = None
+    label: str | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Version:
     """What is known of a version directory; `served` only while it is AVAILABLE."""
@@ -163,33 +178,22 @@ class Repository:
                     self._unload(version)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def lease(
-        self,
-        name: str | None = None,
-        *,
-        version: int | None = None,
-        label: str | None = None,
-    ) -> AbstractContextManager[ServedVersion]:
+    def lease(self, target: Target) -> AbstractContextManager[ServedVersion]:
         """The version that answers a request, kept loaded while a block lasts.
-
-        Args:
-            name: The model; `None` means the default model, or the only one.
-            version: Its version; `None` means the latest that serves.
-            label: A label of a version, in place of `version`.
 
         Raises:
             InvalidRequest: No model was named and there are several.
             NotFound: No such model, version or label.
             ModelNotReady: It exists, but does not serve at this moment.
         """
-        if version is None and label is None:
-            latest = self._latest.get(name)
+        if target.version is None and target.label is None:
+            latest = self._latest.get(target.name)
             if latest is not None:
                 return latest
-        model = self.model(name)
-        if label is not None:
-            version = self.labelled(model, label)
-        return _pick(model, version)
+        model = self.model(target.name)
+        if target.label is not None:
+            return _pick(model, self.labelled(model, target.label))
+        return _pick(model, target.version)
 
     async def reconcile(self) -> None:
         """Load and unload until what serves is what the directory asks for."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from models.card import BYTES_SIGNATURE
 from proto.tensorflow.meta_graph_pb2 import SavedModel, SignatureDef, TensorInfo
 from proto.tensorflow.tensor_pb2 import TensorShapeProto
 from service.data_types import enum_name
@@ -19,20 +20,24 @@ METHOD: Final = "tensorflow/serving/predict"
 def signature_defs(
     version_directory: Path, signatures: Mapping[str, Signature]
 ) -> dict[str, SignatureDef]:
-    """The definitions of the signatures that an engine runs.
+    """The definitions of the signatures that can be called.
 
-    Where the file does not have one, or is of another kind, what the engine knows of it
-    is written in its form.
+    These are what the engine runs and, where the file has it, the signature of encoded
+    images. Where the file does not have one, or is of another kind, what the engine
+    knows of it is written in its form.
 
     Args:
         version_directory: A SavedModel.
         signatures: What the engine runs.
     """
     written = _written(version_directory)
-    return {
+    definitions = {
         name: written.get(name) or _defined(signature)
         for name, signature in signatures.items()
     }
+    if BYTES_SIGNATURE in written:
+        definitions[BYTES_SIGNATURE] = written[BYTES_SIGNATURE]
+    return definitions
 
 
 def _written(version_directory: Path) -> Mapping[str, SignatureDef]:

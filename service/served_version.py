@@ -6,18 +6,28 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
-from models.card import ImageInput, ModelCard, OutputTensor
+import numpy as np
+
+from models.card import BYTES_SIGNATURE, ImageInput, ModelCard, OutputTensor
 from proto.tensorflow.meta_graph_pb2 import SignatureDef
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.engines import Engine
-from service.errors import InvalidRequest, NotFound
+from service.errors import InvalidRequest, InvalidTensor, NotFound
 from service.metrics import Metrics, VersionMetrics
 from service.settings import Settings
-from service.tensors import Signature
+from service.tensors import Signature, Tensors, TensorSpec, describe
 
 IMAGE_RANK: Final = 4
+
+
+class ForImages(NamedTuple):
+    """What an image becomes, and the signature with this as its only input."""
+
+    image_input: ImageInput
+    signature: Signature
+    batcher: Batcher
 
 
 class ServedVersion:
@@ -26,7 +36,8 @@ class ServedVersion:
     Args:
         card: What the model is.
         engine: What runs it.
-        signature_defs: Its signatures in TensorFlow's form.
+        signature_defs: Its signatures in TensorFlow's form. Where `serving_bytes` is
+            among them and the engine does not run it, the gateway decodes its images.
         curves: What its batches cost, by signature.
         processor: The slots that it shares with others.
         metrics: Where it registers its time series.
@@ -50,7 +61,6 @@ class ServedVersion:
         self.version = card.version
         self.card = card
         self.engine = engine
-        self.signature_defs = signature_defs
         self.metrics: VersionMetrics = metrics.version(
             card.name, card.version, queue_depth=lambda: self.queue_depth
         )
@@ -65,27 +75,68 @@ class ServedVersion:
             )
             for name, signature in engine.signatures.items()
         }
+        self._decoded_here = self._decodable(signature_defs.get(BYTES_SIGNATURE))
+        self.signature_defs = {
+            name: definition
+            for name, definition in signature_defs.items()
+            if name in engine.signatures or self._decoded_here is not None
+        }
         self._leases = 0
         self._closing = False
         self._unused = asyncio.Event()
 
     @cached_property
-    def for_images(self) -> tuple[ImageInput, Batcher]:
-        """What an image becomes, and the signature with this as its only input.
+    def for_images(self) -> ForImages:
+        """What an image becomes, and what runs it.
 
         Raises:
-            InvalidRequest: The model has no such signature.
+            InvalidRequest: The model has no signature for it.
         """
         image_input = self.card.image_input
         if image_input is not None:
             for name, signature in self.engine.signatures.items():
                 if signature.inputs.keys() == {image_input.tensor}:
-                    return image_input, self.batchers[name]
+                    return ForImages(image_input, signature, self.batchers[name])
         raise InvalidRequest(
             f"model {self.name!r} version {self.version} has no image input to "
             "classify with",
             code="not_an_image_model",
         )
+
+    def encoded_images(
+        self, signature: Signature, tensors: Tensors
+    ) -> list[bytes] | None:
+        """The images that a request brings for the gateway to decode, if it does.
+
+        That is where strings stand in place of the image input's pixels, and where the
+        signature takes strings that the engine cannot decode.
+
+        Args:
+            signature: What the request calls.
+            tensors: What it brings.
+        """
+        if len(tensors) != 1:
+            return None
+        ((name, array),) = tensors.items()
+        if not array.dtype.hasobject:
+            return None
+        if signature is self._decoded_here:
+            decodes = name in signature.inputs
+        else:
+            image_input = self.card.image_input
+            decodes = (
+                image_input is not None
+                and name == image_input.tensor
+                and signature is self.for_images.signature
+            )
+        if not decodes:
+            return None
+        if array.shape not in {(array.size,), (array.size, 1)}:
+            raise InvalidTensor(
+                f"expected encoded images as {name} string[batch], got "
+                f"{describe(array.dtype, array.shape)}"
+            )
+        return array.ravel().tolist()
 
     def signature(self, name: str) -> tuple[Signature, Batcher]:
         """A signature and its queue.
@@ -94,6 +145,8 @@ class ServedVersion:
             NotFound: The model has no such signature, or its engine cannot run it.
         """
         signature = self.engine.signatures.get(name)
+        if signature is None and name == BYTES_SIGNATURE and self._decoded_here:
+            return self._decoded_here, self.for_images.batcher
         if signature is None:
             raise NotFound(
                 f"model {self.name!r} version {self.version} has no signature {name!r} "
@@ -127,6 +180,20 @@ class ServedVersion:
         self._leases -= 1
         if not self._leases and self._closing:
             self._unused.set()
+
+    def _decodable(self, definition: SignatureDef | None) -> Signature | None:
+        """`serving_bytes`, where its images are to be decoded by the gateway."""
+        if definition is None or BYTES_SIGNATURE in self.engine.signatures:
+            return None
+        try:
+            outputs = self.for_images.signature.outputs
+        except InvalidRequest:
+            return None
+        if len(definition.inputs) != 1 or definition.outputs.keys() != outputs.keys():
+            return None
+        (name,) = definition.inputs
+        images = TensorSpec(name=name, dtype=np.dtype(object), shape=(None,))
+        return Signature(name=BYTES_SIGNATURE, inputs={name: images}, outputs=outputs)
 
     async def close(self, *, drain_timeout_seconds: float) -> None:
         """Wait for the requests that use the version, then free it."""

@@ -21,6 +21,7 @@ from models.card import ModelCard
 from models.datasets import Dataset
 from models.plan import Plan
 from models.precision import AccuracyDrop
+from service.repository import Target
 from tests.photographs import SOURCES, write_crops
 from tests.support import BLOCKSERVE, encode, serving, started
 
@@ -101,7 +102,7 @@ async def test_siamese_answers_two_named_images_by_name(
     random = np.random.default_rng(0)
     left, right = random.integers(0, 256, (2, 3, 24, 24, 3), np.uint8)
     async with serving(repository, engine="openvino") as served:
-        with served.running.gateway.repository.lease("siamese") as version:
+        with served.running.gateway.repository.lease(Target(name="siamese")) as version:
             signature = version.engine.signatures["serving_default"]
             assert set(signature.inputs) == {"left", "right"}
             assert set(signature.outputs) == outputs

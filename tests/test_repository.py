@@ -13,7 +13,7 @@ from models.card import CARD_FILE
 from service.engines.stub import StubEngine
 from service.errors import ModelNotReady, NotFound
 from service.metrics import Metrics
-from service.repository import Repository, VersionState
+from service.repository import Repository, Target, VersionState
 from service.settings import Settings
 from tests.support import stub_version
 
@@ -85,7 +85,7 @@ async def test_a_version_that_is_removed_stops_to_serve(tmp_path: Path) -> None:
 async def test_the_old_version_finishes_what_it_has_accepted(tmp_path: Path) -> None:
     stub_version(tmp_path, version=1)
     async with following(tmp_path) as repository:
-        with repository.lease("stub") as old:
+        with repository.lease(Target(name="stub")) as old:
             stub_version(tmp_path, version=2)
             await repository.reconcile()
             assert serving(repository) == [2]
@@ -116,7 +116,10 @@ async def test_a_broken_version_is_reported_and_the_good_one_serves_on(
         assert broken.state is VersionState.END
         assert broken.error
         assert repository.problem is None
-        with pytest.raises(ModelNotReady), repository.lease("stub", version=2):
+        with (
+            pytest.raises(ModelNotReady),
+            repository.lease(Target(name="stub", version=2)),
+        ):
             pass
 
 
@@ -175,10 +178,13 @@ async def test_a_model_directory_without_versions_says_what_it_needs(
     async with following(tmp_path) as repository:
         with (
             pytest.raises(ModelNotReady, match="number for a name"),
-            repository.lease("flat"),
+            repository.lease(Target(name="flat")),
         ):
             pass
-        with pytest.raises(NotFound, match="'flat'"), repository.lease("other"):
+        with (
+            pytest.raises(NotFound, match="'flat'"),
+            repository.lease(Target(name="other")),
+        ):
             pass
 
 
@@ -189,7 +195,7 @@ async def test_a_savedmodel_without_a_card_is_described_by_its_signature(
     shutil.copytree(version_directory, copy)
     (copy / CARD_FILE).unlink()
     async with following(tmp_path, engine="openvino") as repository:
-        with repository.lease() as served:
+        with repository.lease(Target()) as served:
             image = served.card.image_input
             assert image is not None
             assert (image.tensor, image.height, image.channels) == ("images", 28, 1)
@@ -217,7 +223,7 @@ async def test_a_version_that_was_replaced_is_not_found_any_more(
         await until(lambda: state(repository, 1) is VersionState.END)
         with (
             pytest.raises(NotFound, match="not served any more"),
-            repository.lease("stub", version=1),
+            repository.lease(Target(name="stub", version=1)),
         ):
             pass
 
@@ -227,7 +233,7 @@ async def test_a_version_that_comes_back_while_it_drains_serves_again(
 ) -> None:
     directory = stub_version(tmp_path, version=1)
     async with following(tmp_path) as repository:
-        with repository.lease("stub"):
+        with repository.lease(Target(name="stub")):
             directory.rename(tmp_path / "away")
             await repository.reconcile()
             assert state(repository, 1) is VersionState.UNLOADING

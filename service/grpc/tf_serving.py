@@ -32,7 +32,6 @@ from proto.tensorflow.serving.get_model_status_pb2 import (
 from proto.tensorflow.serving.model_pb2 import ModelSpec
 from proto.tensorflow.serving.predict_pb2 import PredictRequest, PredictResponse
 from proto.tensors import InvalidTensorProto, from_tensor_proto, to_tensor_proto
-from service.classification import Target
 from service.data_types import type_name
 from service.errors import BlockserveError, InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
@@ -40,6 +39,7 @@ from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
 from service.metrics import RequestScope
+from service.repository import Target
 from service.served_version import ServedVersion
 from service.tensors import Array, Signature
 from service.tf_serving import examples, states
@@ -114,8 +114,8 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         outputs = _wanted(request.output_filter, prediction.outputs)
         return PredictResponse(
             model_spec=ModelSpec(
-                name=prediction.model,
-                version=Int64Value(value=prediction.version),
+                name=prediction.card.name,
+                version=Int64Value(value=prediction.card.version),
                 signature_name=prediction.signature.name,
             ),
             outputs={
@@ -166,10 +166,7 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         examples.refuse(repository, _target(spec), spec.signature_name, kind)
 
     def _lease(self, spec: ModelSpec) -> AbstractContextManager[ServedVersion]:
-        target = _target(spec)
-        return self._gateway.repository.lease(
-            target.name, version=target.version, label=target.label
-        )
+        return self._gateway.repository.lease(_target(spec))
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):

@@ -5,9 +5,9 @@ from typing import TypeVar
 
 from starlette.types import Receive, Scope
 
-from service.classification import Caller
 from service.errors import ClientDisconnected
 from service.http.protocol import CONNECTION, HttpProtocol
+from service.prediction import Caller
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from service.batching import Priority
-from service.classification import Classification, Target
+from service.classification import Classification
 from service.errors import (
     BlockserveError,
     ClientDisconnected,
@@ -37,6 +37,7 @@ from service.http.errors import (
 from service.http.protocol import Refusal
 from service.http.sending import CONTENT_TYPE, send_json
 from service.metrics import RequestScope
+from service.repository import Target
 
 PATHS: Final = (
     "/classify",
@@ -112,7 +113,7 @@ class ClassifyEndpoint:
         request = self._gateway.metrics.request("http")
         try:
             target, deadline, priority = self._terms(parameters, headers)
-            self._gateway.classifier.check(
+            self._gateway.predictor.announce_image(
                 target, deadline=deadline, priority=priority, scope=request
             )
         except Overloaded as error:
@@ -148,7 +149,7 @@ class ClassifyEndpoint:
         top_k = _top_k(scope["query_string"])
         settings = gateway.settings
         check = partial(
-            gateway.classifier.check,
+            gateway.predictor.announce_image,
             target,
             deadline=deadline,
             priority=priority,

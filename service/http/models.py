@@ -9,7 +9,7 @@ from models.card import GRAPH_FILE, SUMMARY_FILE, ModelCard
 from service.batching import BatchingState
 from service.errors import NotFound
 from service.gateway import Gateway
-from service.repository import Model, Version, VersionState
+from service.repository import Model, Target, Version, VersionState
 
 
 class VersionView(BaseModel):
@@ -57,7 +57,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def asset(
         name: str, version: int | None, file: str, media_type: str
     ) -> Response:
-        with repository.lease(name, version=version) as served:
+        with repository.lease(Target(name=name, version=version)) as served:
             path = repository.model(name).versions[served.version].path / file
             try:
                 content = await asyncio.to_thread(path.read_bytes)

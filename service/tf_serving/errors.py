@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from service.classification import Target
 from service.errors import BlockserveError
+from service.repository import Target
 
 INTERNAL: Final = "internal error; the server's log says why"
 

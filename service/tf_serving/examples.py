@@ -4,10 +4,9 @@ from typing import Literal, NoReturn
 
 from google.protobuf.text_format import MessageToString
 
-from service.classification import Target
+from models.card import DEFAULT_SIGNATURE
 from service.errors import InvalidRequest
-from service.prediction import DEFAULT_SIGNATURE
-from service.repository import Repository
+from service.repository import Repository, Target
 
 
 def refuse(
@@ -23,8 +22,7 @@ def refuse(
         NotFound: There is no such model version.
     """
     name = signature_name or DEFAULT_SIGNATURE
-    lease = repository.lease(target.name, version=target.version, label=target.label)
-    with lease as served:
+    with repository.lease(target) as served:
         definition = served.signature_defs.get(name)
     if definition is None:
         raise InvalidRequest(f"No signature was found with the name: {name}")

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from service.classification import Target
 from service.errors import NotFound
-from service.repository import Repository, VersionState
+from service.repository import Repository, Target, VersionState
 
 OK: Final = "OK"
 # The real server passes on the code of whatever failed; ours tells it in the message.

@@ -10,10 +10,10 @@ from google.protobuf.json_format import MessageToJson
 from starlette.types import Receive, Scope, Send
 
 from proto.tensorflow.serving.get_model_metadata_pb2 import SignatureDefMap
-from service.classification import Target
 from service.errors import (
     BlockserveError,
     ClientDisconnected,
+    InvalidImage,
     NotFound,
     TooLarge,
 )
@@ -31,6 +31,7 @@ from service.http.tf_serving.predict_requests import (
 )
 from service.http.tf_serving.routes import MalformedRequest, Route, route
 from service.metrics import RequestScope
+from service.repository import Target
 from service.tf_serving import examples, states
 from service.tf_serving.errors import INTERNAL, is_not_found, words
 
@@ -109,10 +110,7 @@ class TfServingEndpoint:
         return json.dumps(document, indent=1).encode() + b"\n"
 
     def _metadata(self, target: Target) -> bytes:
-        lease = self._gateway.repository.lease(
-            target.name, version=target.version, label=target.label
-        )
-        with lease as served:
+        with self._gateway.repository.lease(target) as served:
             spec = {
                 "name": served.name,
                 "signature_name": "",
@@ -178,7 +176,9 @@ class TfServingEndpoint:
 def _status_of(error: BlockserveError) -> int:
     if is_not_found(error):
         return NOT_FOUND
-    return BAD_REQUEST if error.kind in CLIENT_ERRORS else status_of(error)
+    if error.kind in CLIENT_ERRORS or isinstance(error, InvalidImage):
+        return BAD_REQUEST
+    return status_of(error)
 
 
 def _gunzip(body: bytes, max_bytes: int) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from service.classification import Target
+from service.repository import Target
 
 Action = Literal["status", "metadata", "predict", "classify", "regress"]
 
