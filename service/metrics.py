@@ -21,6 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from service.errors import BlockserveError, ClientDisconnected
 from service.series import Counter, Family, Gauge, Histogram, S
+from service.statistics import VersionStatistics
 
 Protocol = Literal["http", "grpc", "tf_serving_http", "tf_serving_grpc"]
 
@@ -33,13 +34,21 @@ DURATION_BUCKETS_SECONDS: Final = (
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
 BATCH_SIZE_BUCKETS_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-UNRESOLVED: Final = ""  # the model label of requests that named no loaded model
+# The model and version of requests that named no loaded model.
+UNRESOLVED: Final = ("", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionMetrics:
-    """The time series of one model version, looked up once and not at each request."""
+    """The time series of one model version, looked up once and not at each request.
 
+    Attributes:
+        labels: The version's model and number, as the series have them.
+        statistics: What clients are told of it.
+    """
+
+    labels: tuple[str, str]
+    statistics: VersionStatistics
     decode_seconds: Histogram
     queue_seconds: Histogram
     inference_seconds: Histogram
@@ -50,18 +59,16 @@ class VersionMetrics:
 class RequestScope:
     """Counts and times one request as a context manager; see `Metrics.request`."""
 
-    __slots__ = ("_metrics", "_protocol", "_started", "model", "version")
+    __slots__ = ("_metrics", "_protocol", "_started", "_version")
 
     def __init__(self, metrics: "Metrics", protocol: Protocol) -> None:
         self._metrics = metrics
         self._protocol = protocol
-        self.model = UNRESOLVED
-        self.version = UNRESOLVED
+        self._version: VersionMetrics | None = None
 
-    def resolved(self, model: str, version: int) -> None:
+    def resolved(self, version: VersionMetrics) -> None:
         """Say which loaded version answers."""
-        self.model = model
-        self.version = str(version)
+        self._version = version
 
     def refused(self, kind: str) -> None:
         """Count a request that is refused without being entered."""
@@ -83,8 +90,12 @@ class RequestScope:
         self._count(kind, seconds=perf_counter() - self._started)
 
     def _count(self, error_kind: str | None, *, seconds: float) -> None:
-        labels = (self._protocol, self.model, self.version)
-        metrics = self._metrics
+        metrics, version = self._metrics, self._version
+        labels = (self._protocol, *(UNRESOLVED if version is None else version.labels))
+        if version is not None:
+            statistics = version.statistics
+            tally = statistics.success if error_kind is None else statistics.failure
+            tally.add(seconds)
         if error_kind is not None:
             metrics.errors_total.labels(*labels, error_kind).inc()
         metrics.requests_total.labels(*labels).inc()
@@ -172,6 +183,8 @@ class Metrics:
         labels = (model, str(version))
         self.queue_depth.labels(*labels).set_function(queue_depth)
         return VersionMetrics(
+            labels=labels,
+            statistics=VersionStatistics(),
             decode_seconds=self.stage_duration_seconds.labels(*labels, "decode"),
             queue_seconds=self.stage_duration_seconds.labels(*labels, "queue"),
             inference_seconds=self.stage_duration_seconds.labels(*labels, "inference"),

@@ -58,7 +58,7 @@ class Predictor:
             BlockserveError: As `predict` would.
         """
         with self._repository.lease(target) as served:
-            scope.resolved(served.name, served.version)
+            scope.resolved(served.metrics)
 
     def announce_image(
         self,
@@ -74,7 +74,7 @@ class Predictor:
             BlockserveError: As `predict_images` would.
         """
         with self._repository.lease(target) as served:
-            scope.resolved(served.name, served.version)
+            scope.resolved(served.metrics)
             _, _, batcher = served.for_images
             batcher.announce(deadline=deadline, priority=priority)
 
@@ -108,7 +108,7 @@ class Predictor:
             BlockserveError: Any of the errors in `service.errors`.
         """
         with self._repository.lease(target) as served:
-            scope.resolved(served.name, served.version)
+            scope.resolved(served.metrics)
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
             batcher.check(rows=1, deadline=deadline, priority=priority)
             tensors = await read(signature)
@@ -151,7 +151,7 @@ class Predictor:
         """
         self._decoder.check(images)
         with self._repository.lease(target) as served:
-            scope.resolved(served.name, served.version)
+            scope.resolved(served.metrics)
             outputs = await self._run_images(images, served, deadline, priority, caller)
             signature = served.for_images.signature
         return Prediction(card=served.card, signature=signature, outputs=outputs)

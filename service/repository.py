@@ -28,7 +28,11 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.saved_model import signature_defs
-from service.served_version import ServedVersion, infer_card
+from service.served_version import (
+    ServedVersion,
+    callable_signatures,
+    infer_card,
+)
 from service.settings import Settings
 from service.warm_up import warm_up
 
@@ -83,9 +87,14 @@ class Version:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A model's versions by number."""
+    """A model's versions by number.
+
+    Attributes:
+        unloaded: Whether a client wanted none of them to serve.
+    """
 
     name: str
+    unloaded: bool = False
     versions: dict[int, Version] = field(default_factory=dict)
 
     @property
@@ -195,6 +204,31 @@ class Repository:
             return _pick(model, self.labelled(model, target.label))
         return _pick(model, target.version)
 
+    async def load(self, name: str) -> None:
+        """Let a model serve again, and try anew what failed.
+
+        Raises:
+            NotFound: No such model.
+            ModelNotReady: No version of it could be loaded.
+        """
+        await self.reconcile()  # it may have come a moment ago
+        model = self.model(name)
+        model.unloaded = False
+        for version in model.versions.values():
+            version.fingerprint = frozenset()
+        await self.reconcile()
+        if not model.available:
+            raise ModelNotReady(_why_not_ready(model))
+
+    async def unload(self, name: str) -> None:
+        """Let no version of a model serve until it is loaded; accepted work ends.
+
+        Raises:
+            NotFound: No such model.
+        """
+        self.model(name).unloaded = True
+        await self.reconcile()
+
     async def reconcile(self) -> None:
         """Load and unload until what serves is what the directory asks for."""
         async with self._reconciling:
@@ -216,7 +250,7 @@ class Repository:
         labelled = set(self._settings.labels.get(model.name, {}).values())
         keep: set[int] = set()
         latest = 0
-        for number in sorted(found, reverse=True):
+        for number in () if model.unloaded else sorted(found, reverse=True):
             is_latest = latest < self._settings.versions_to_serve
             if not is_latest and number not in labelled:
                 continue
@@ -290,7 +324,7 @@ class Repository:
                 for signature in engine.signatures.values()
             }
             definitions = await asyncio.to_thread(
-                signature_defs, version.path, engine.signatures
+                signature_defs, version.path, callable_signatures(card, engine)
             )
             served = ServedVersion(
                 card=card.model_copy(update={"name": name, "version": version.number}),
@@ -434,6 +468,8 @@ def _pick(model: Model, number: int | None) -> ServedVersion:
         )
     if version.served is not None:
         return version.served
+    if model.unloaded:
+        raise ModelNotReady(_why_not_ready(model))
     if version.state is VersionState.END and version.error is None:
         raise NotFound(
             f"version {number} of model {model.name!r} is not served any more; "
@@ -447,6 +483,8 @@ def _pick(model: Model, number: int | None) -> ServedVersion:
 
 
 def _why_not_ready(model: Model) -> str:
+    if model.unloaded:
+        return f"model {model.name!r} has been unloaded by a client; load it again"
     if not model.versions:
         return (
             f"model {model.name!r} has no version: its directory needs a sub-directory "

@@ -6,7 +6,6 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from models.card import BYTES_SIGNATURE
 from proto.tensorflow.meta_graph_pb2 import SavedModel, SignatureDef, TensorInfo
 from proto.tensorflow.tensor_pb2 import TensorShapeProto
 from service.data_types import enum_name
@@ -22,22 +21,18 @@ def signature_defs(
 ) -> dict[str, SignatureDef]:
     """The definitions of the signatures that can be called.
 
-    These are what the engine runs and, where the file has it, the signature of encoded
-    images. Where the file does not have one, or is of another kind, what the engine
-    knows of it is written in its form.
+    Where the file does not have one, or is of another kind, what is known of it is
+    written in its form.
 
     Args:
         version_directory: A SavedModel.
-        signatures: What the engine runs.
+        signatures: What can be called.
     """
     written = _written(version_directory)
-    definitions = {
+    return {
         name: written.get(name) or _defined(signature)
         for name, signature in signatures.items()
     }
-    if BYTES_SIGNATURE in written:
-        definitions[BYTES_SIGNATURE] = written[BYTES_SIGNATURE]
-    return definitions
 
 
 def _written(version_directory: Path) -> Mapping[str, SignatureDef]:

@@ -69,28 +69,36 @@ class Histogram:
 
     Args:
         bounds: The upper ends of the buckets, each included; one more is without end.
+
+    Attributes:
+        sum: Of the values.
     """
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "sum")
     kind: ClassVar[str] = "histogram"
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count a value."""
         self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.sum += value
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self._counts)
 
     def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
         """See `Series`."""
         ends = (*(str(float(bound)) for bound in self._bounds), "+Inf")
         for end, count in zip(ends, accumulate(self._counts), strict=True):
             yield "_bucket", {"le": end}, count
-        yield "_count", {}, sum(self._counts)
-        yield "_sum", {}, self._sum
+        yield "_count", {}, self.count
+        yield "_sum", {}, self.sum
 
 
 S = TypeVar("S", bound=Series)

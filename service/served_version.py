@@ -36,8 +36,7 @@ class ServedVersion:
     Args:
         card: What the model is.
         engine: What runs it.
-        signature_defs: Its signatures in TensorFlow's form. Where `serving_bytes` is
-            among them and the engine does not run it, the gateway decodes its images.
+        signature_defs: Its signatures in TensorFlow's form.
         curves: What its batches cost, by signature.
         processor: The slots that it shares with others.
         metrics: Where it registers its time series.
@@ -61,6 +60,8 @@ class ServedVersion:
         self.version = card.version
         self.card = card
         self.engine = engine
+        self.signatures = callable_signatures(card, engine)
+        self.signature_defs = signature_defs
         self.metrics: VersionMetrics = metrics.version(
             card.name, card.version, queue_depth=lambda: self.queue_depth
         )
@@ -75,12 +76,6 @@ class ServedVersion:
             )
             for name, signature in engine.signatures.items()
         }
-        self._decoded_here = self._decodable(signature_defs.get(BYTES_SIGNATURE))
-        self.signature_defs = {
-            name: definition
-            for name, definition in signature_defs.items()
-            if name in engine.signatures or self._decoded_here is not None
-        }
         self._leases = 0
         self._closing = False
         self._unused = asyncio.Event()
@@ -92,69 +87,68 @@ class ServedVersion:
         Raises:
             InvalidRequest: The model has no signature for it.
         """
-        image_input = self.card.image_input
-        if image_input is not None:
-            for name, signature in self.engine.signatures.items():
-                if signature.inputs.keys() == {image_input.tensor}:
-                    return ForImages(image_input, signature, self.batchers[name])
-        raise InvalidRequest(
-            f"model {self.name!r} version {self.version} has no image input to "
-            "classify with",
-            code="not_an_image_model",
-        )
+        signature = _of_images(self.card, self.engine)
+        if signature is None or self.card.image_input is None:
+            raise InvalidRequest(
+                f"model {self.name!r} version {self.version} has no image input to "
+                "classify with",
+                code="not_an_image_model",
+            )
+        batcher = self.batchers[signature.name]
+        return ForImages(self.card.image_input, signature, batcher)
 
     def encoded_images(
         self, signature: Signature, tensors: Tensors
     ) -> list[bytes] | None:
         """The images that a request brings for the gateway to decode, if it does.
 
-        That is where strings stand in place of the image input's pixels, and where the
-        signature takes strings that the engine cannot decode.
-
         Args:
             signature: What the request calls.
-            tensors: What it brings.
+            tensors: What it brings: where its only input is that of images, or of
+                encoded images, and holds strings, these are decoded.
+
+        Raises:
+            InvalidTensor: They are not one for each row.
         """
         if len(tensors) != 1:
             return None
         ((name, array),) = tensors.items()
-        if not array.dtype.hasobject:
-            return None
-        if signature is self._decoded_here:
-            decodes = name in signature.inputs
-        else:
-            image_input = self.card.image_input
-            decodes = (
-                image_input is not None
-                and name == image_input.tensor
-                and signature is self.for_images.signature
-            )
-        if not decodes:
+        if not array.dtype.hasobject or not self._decodes(signature, name):
             return None
         if array.shape not in {(array.size,), (array.size, 1)}:
             raise InvalidTensor(
                 f"expected encoded images as {name} string[batch], got "
                 f"{describe(array.dtype, array.shape)}"
             )
-        return array.ravel().tolist()
+        images: list[bytes] = array.ravel().tolist()
+        return images
+
+    def _decodes(self, signature: Signature, name: str) -> bool:
+        image_input = self.card.image_input
+        if image_input is None or name not in {
+            image_input.tensor,
+            self.card.encoded_input,
+        }:
+            return False
+        # What the engine does not run is the signature of encoded images.
+        runs = signature.name in self.engine.signatures
+        return not runs or signature is _of_images(self.card, self.engine)
 
     def signature(self, name: str) -> tuple[Signature, Batcher]:
         """A signature and its queue.
 
         Raises:
-            NotFound: The model has no such signature, or its engine cannot run it.
+            NotFound: The model has no such signature, or nothing here can run it.
         """
-        signature = self.engine.signatures.get(name)
-        if signature is None and name == BYTES_SIGNATURE and self._decoded_here:
-            return self._decoded_here, self.for_images.batcher
+        signature = self.signatures.get(name)
         if signature is None:
             raise NotFound(
                 f"model {self.name!r} version {self.version} has no signature {name!r} "
                 f"that the engine {self.engine.kind!r} runs; there is "
-                f"{', '.join(map(repr, sorted(self.engine.signatures)))}",
+                f"{', '.join(map(repr, sorted(self.signatures)))}",
                 code="signature_not_found",
             )
-        return signature, self.batchers[name]
+        return signature, self.batchers.get(name) or self.for_images.batcher
 
     @property
     def queue_depth(self) -> int:
@@ -181,20 +175,6 @@ class ServedVersion:
         if not self._leases and self._closing:
             self._unused.set()
 
-    def _decodable(self, definition: SignatureDef | None) -> Signature | None:
-        """`serving_bytes`, where its images are to be decoded by the gateway."""
-        if definition is None or BYTES_SIGNATURE in self.engine.signatures:
-            return None
-        try:
-            outputs = self.for_images.signature.outputs
-        except InvalidRequest:
-            return None
-        if len(definition.inputs) != 1 or definition.outputs.keys() != outputs.keys():
-            return None
-        (name,) = definition.inputs
-        images = TensorSpec(name=name, dtype=np.dtype(object), shape=(None,))
-        return Signature(name=BYTES_SIGNATURE, inputs={name: images}, outputs=outputs)
-
     async def close(self, *, drain_timeout_seconds: float) -> None:
         """Wait for the requests that use the version, then free it."""
         self._closing = True
@@ -205,6 +185,32 @@ class ServedVersion:
         for batcher in self.batchers.values():
             batcher.close()
         await asyncio.to_thread(self.engine.close)
+
+
+def callable_signatures(card: ModelCard, engine: Engine) -> dict[str, Signature]:
+    """What requests can call.
+
+    That is what the engine runs and, where it cannot decode images, the signature of
+    encoded ones: the gateway decodes these.
+    """
+    signatures = dict(engine.signatures)
+    of_images = _of_images(card, engine)
+    name = card.encoded_input
+    if name and of_images and BYTES_SIGNATURE not in signatures:
+        encoded = TensorSpec(name=name, dtype=np.dtype(object), shape=(None,))
+        signatures[BYTES_SIGNATURE] = Signature(
+            name=BYTES_SIGNATURE, inputs={name: encoded}, outputs=of_images.outputs
+        )
+    return signatures
+
+
+def _of_images(card: ModelCard, engine: Engine) -> Signature | None:
+    """The signature with the card's image as its only input."""
+    if card.image_input is not None:
+        for signature in engine.signatures.values():
+            if signature.inputs.keys() == {card.image_input.tensor}:
+                return signature
+    return None
 
 
 def _options(

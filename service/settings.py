@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """Time a request has where it does not say (X-Request-Timeout)."""
     max_request_timeout_seconds: float = Field(default=300, gt=0, allow_inf_nan=False)
     """Most time that a request may ask for; more is cut to this."""
+    model_control: bool = False
+    """Whether clients may load and unload models (Open Inference Protocol)."""
     drain_timeout_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
     """Time that accepted requests have to finish after SIGTERM."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
@@ -111,6 +113,16 @@ class Settings(BaseSettings):
                 f"workers: {self.workers} processes with the engine {self.engine!r} "
                 "would each load the models and fight for the processor; leave "
                 "workers at 1, it uses all cores"
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _model_control_needs_one_process(self) -> Self:
+        if self.workers > 1 and self.model_control:
+            message = (
+                f"model_control: a request would reach one of {self.workers} workers "
+                "only; leave workers at 1, or model_control off"
             )
             raise ValueError(message)
         return self

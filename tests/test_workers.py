@@ -370,7 +370,7 @@ def test_a_series_that_no_worker_has_any_more_is_dropped() -> None:
 def test_one_worker_is_shown_as_a_process_alone_shows_itself() -> None:
     metrics = Metrics()
     with metrics.request("http") as scope:
-        scope.resolved("stub", 1)
+        scope.resolved(metrics.version("stub", 1, queue_depth=lambda: 0))
     totals = Totals()
     totals.update(1, metrics.registry.collect())
     for accept in ("", OPENMETRICS):

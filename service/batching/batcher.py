@@ -572,6 +572,9 @@ class Batcher:
             if error is None:
                 self._metrics.inference_seconds.observe(seconds)
                 self._metrics.batch_size_rows.observe(batch.rows)
+                self._metrics.statistics.executed(
+                    rows=batch.rows, requests=len(batch.slices), seconds=seconds
+                )
                 self._answer(batch, task.result())
         except Exception as unforeseen:
             self._crash(unforeseen)
