@@ -11,6 +11,7 @@ from starlette.routing import Route
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
 from service.http.auth import RequireToken
+from service.http.open_inference import ROOT, OpenInferenceEndpoint
 from service.http.shortcut import Shortcut
 from service.http.tf_serving import PREFIX, TfServingEndpoint
 from service.settings import Settings
@@ -44,6 +45,7 @@ def create_app(
         openapi_tags=[
             {"name": "classify", "description": "Images in, labels out"},
             {"name": "TensorFlow Serving", "description": "Its REST API: tensors"},
+            {"name": "Open Inference", "description": "KServe's and Triton's API"},
             {"name": "models", "description": "What is served"},
             {"name": "operations", "description": "Health and metrics"},
         ],
@@ -51,10 +53,11 @@ def create_app(
     )
     app.state.gateway = gateway
     app.router.routes[:0] = classify.routes(classify.ClassifyEndpoint(gateway))
-    app.router.routes.append(
-        Route(PREFIX + "{path:path}", TfServingEndpoint(gateway), methods=None)
-    )
     app.include_router(operations.router(gateway))
+    app.router.routes += [
+        Route(PREFIX + "{path:path}", TfServingEndpoint(gateway), methods=None),
+        Route(ROOT + "{path:path}", OpenInferenceEndpoint(gateway), methods=None),
+    ]
     app.include_router(models.router(gateway))
     errors.install(app)
     openapi.document(app)
@@ -69,6 +72,7 @@ def create_asgi(gateway: Gateway) -> Shortcut:
         create_app(gateway=gateway),
         classify.ClassifyEndpoint(gateway),
         TfServingEndpoint(gateway),
+        OpenInferenceEndpoint(gateway),
         token=_token(gateway.settings),
     )
 

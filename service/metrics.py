@@ -23,7 +23,14 @@ from service.errors import BlockserveError, ClientDisconnected
 from service.series import Counter, Family, Gauge, Histogram, S
 from service.statistics import VersionStatistics
 
-Protocol = Literal["http", "grpc", "tf_serving_http", "tf_serving_grpc"]
+Protocol = Literal[
+    "http",
+    "grpc",
+    "tf_serving_http",
+    "tf_serving_grpc",
+    "open_inference_http",
+    "open_inference_grpc",
+]
 
 # One creation time for every series would nearly double the exposition.
 disable_created_metrics()  # type: ignore[no-untyped-call]

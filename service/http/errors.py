@@ -23,6 +23,7 @@ from service.errors import (
 logger = logging.getLogger(__name__)
 
 JSON: Final = b"application/json"
+INTERNAL: Final = "internal error; the server's log says why"
 
 # The first class of the error's ancestry that is listed decides.
 STATUS: Final[dict[type[BaseException], int]] = {
@@ -58,7 +59,7 @@ def retry_after(error: BlockserveError) -> dict[str, str]:
 def internal_error(error: Exception) -> bytes:
     """Log an error that nobody foresaw, and the body that tells the client nothing."""
     logger.error("a request failed unexpectedly", exc_info=error)
-    return error_body("internal", "internal error; the server's log says why")
+    return error_body("internal", INTERNAL)
 
 
 def install(app: FastAPI) -> None:

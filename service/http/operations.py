@@ -8,7 +8,9 @@ from fastapi.responses import RedirectResponse
 from service.errors import Unavailable
 from service.gateway import Gateway
 
-HEALTH_PATHS: Final = frozenset({"/healthz", "/readyz"})
+HEALTH_PATHS: Final = frozenset(
+    {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+)
 
 
 class NotReady(Unavailable):
@@ -34,6 +36,15 @@ def router(gateway: Gateway) -> APIRouter:
         if problem := gateway.problem:
             raise NotReady(problem)
         return {"status": "ready"}
+
+    @routes.get("/v2/health/live", summary="As /healthz, for Open Inference clients")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @routes.get("/v2/health/ready", summary="As /readyz, for Open Inference clients")
+    async def ready() -> dict[str, bool]:
+        await readyz()
+        return {"ready": True}
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.classify import ClassifyEndpoint, path_parameters
+from service.http.open_inference import is_ours
 from service.http.protocol import Headers, Refusal
 from service.http.tf_serving import PREFIX
 from service.token import Token
@@ -17,6 +18,7 @@ class Shortcut:
         app: The application, which has the same endpoints on a longer way.
         endpoint: What answers images.
         tf_serving: What answers all below `/v1/models`.
+        open_inference: What answers all below `/v2`, health aside.
         token: What requests must carry; those without it are the application's to
             refuse.
     """
@@ -26,12 +28,14 @@ class Shortcut:
         app: ASGIApp,
         endpoint: ClassifyEndpoint,
         tf_serving: ASGIApp,
+        open_inference: ASGIApp,
         *,
         token: Token | None,
     ) -> None:
         self._app = app
         self._endpoint = endpoint
         self._tf_serving = tf_serving
+        self._open_inference = open_inference
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,6 +45,9 @@ class Shortcut:
         ):
             if scope["path"].startswith(PREFIX):
                 await self._tf_serving(scope, receive, send)
+                return
+            if is_ours(scope["path"]):
+                await self._open_inference(scope, receive, send)
                 return
             if scope["method"] == "POST":
                 parameters = path_parameters(scope["path"])

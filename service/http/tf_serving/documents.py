@@ -14,6 +14,7 @@ import orjson
 from service.errors import InvalidRequest
 from service.http.json_arrays import NumberArray
 
+EMPTY: Final = "JSON Parse error: The document is empty"
 # To read a text again, slowly, only to say where it is wrong, is not worth more.
 LARGEST_EXPLAINED_BYTES: Final = 100_000
 # How much of a document an error quotes.
@@ -107,7 +108,7 @@ class _Explainer:
         """
         self._skip_space()
         if self._at == len(self._text):
-            raise DocumentError("JSON Parse error: The document is empty")
+            raise DocumentError(EMPTY)
         self._containers()
         self._skip_space()
         if self._at < len(self._text):

@@ -1,7 +1,6 @@
 """`/v1/models…`: status, metadata and prediction, as plain ASGI."""
 
 import json
-import zlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Final, Literal
@@ -15,16 +14,15 @@ from service.errors import (
     ClientDisconnected,
     InvalidImage,
     NotFound,
-    TooLarge,
 )
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
-from service.http import terms
-from service.http.bodies import read_in_time
+from service.http.arrivals import Arrival, InvalidEncoding
 from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
 from service.http.sending import send_json
 from service.http.tf_serving import answers, documents
+from service.http.tf_serving.documents import DocumentError
 from service.http.tf_serving.predict_requests import (
     PredictRequest,
     signature_of_examples,
@@ -41,8 +39,6 @@ NOT_FOUND: Final = 404
 INTERNAL_ERROR: Final = 500
 # About a millisecond of reading.
 LARGE_BODY_BYTES: Final = 32 * 1024
-GZIP: Final = b"gzip"
-GZIP_WINDOW_BITS: Final = 31
 KINDS: Final[Mapping[str, Literal["classification", "regression"]]] = {
     "classify": "classification",
     "regress": "regression",
@@ -131,20 +127,11 @@ class TfServingEndpoint:
         self, route: Route, scope: Scope, receive: Receive, request: RequestScope
     ) -> bytes:
         gateway = self._gateway
-        gateway.admit()
-        headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        deadline = gateway.deadline(terms.timeout_seconds(headers))
-        priority = terms.priority(headers)
-        limit = gateway.settings.max_body_bytes
-        body = await read_in_time(
-            receive,
-            headers,
-            max_bytes=limit,
-            deadline=deadline,
-            check=partial(gateway.predictor.check, route.target, scope=request),
-        )
-        if headers.get(b"content-encoding", b"").strip().lower() == GZIP:
-            body = _gunzip(body, limit)
+        try:
+            arrival = await Arrival.of(gateway, route.target, scope, receive, request)
+        except InvalidEncoding as error:
+            raise DocumentError(documents.EMPTY) from error
+        body = arrival.body
         run = partial(maybe_in_thread, len(body) > LARGE_BODY_BYTES)
         if route.action != "predict":
             document = await run(documents.read, body)
@@ -157,8 +144,8 @@ class TfServingEndpoint:
                 partial(run, asked.tensors),
                 target=route.target,
                 signature_name=asked.signature_name,
-                deadline=deadline,
-                priority=priority,
+                deadline=arrival.deadline,
+                priority=arrival.priority,
                 caller=caller_of(scope, receive),
                 scope=request,
             )
@@ -179,23 +166,3 @@ def _status_of(error: BlockserveError) -> int:
     if error.kind in CLIENT_ERRORS or isinstance(error, InvalidImage):
         return BAD_REQUEST
     return status_of(error)
-
-
-def _gunzip(body: bytes, max_bytes: int) -> bytes:
-    """What a body was before it was compressed; nothing if it was not.
-
-    Raises:
-        TooLarge: It was longer than `max_bytes`.
-    """
-    unpacker = zlib.decompressobj(GZIP_WINDOW_BITS)
-    try:
-        text = unpacker.decompress(body, max_bytes)
-    except zlib.error:
-        return b""
-    if unpacker.unconsumed_tail:
-        raise TooLarge(
-            f"the body is larger than {max_bytes} bytes when it is unpacked; send "
-            "fewer instances at a time, or raise max_body_bytes",
-            code="body_too_large",
-        )
-    return text

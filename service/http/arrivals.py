@@ -1,0 +1,117 @@
+"""What the endpoints of tensors ask of a request before they look into its body."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Self
+
+from starlette.types import Receive, Scope
+
+from service.batching import Priority
+from service.errors import InvalidRequest, TooLarge
+from service.gateway import Gateway
+from service.http import terms
+from service.http.bodies import read_in_time
+from service.metrics import RequestScope
+from service.repository import Target
+
+ENCODING: Final = b"content-encoding"
+# zlib takes either header with these.
+WINDOW_BITS: Final[Mapping[bytes, int]] = {
+    b"gzip": 16 + zlib.MAX_WBITS,
+    b"deflate": zlib.MAX_WBITS,
+}
+IDENTITY: Final = frozenset({b"", b"identity"})
+
+
+class InvalidEncoding(InvalidRequest):
+    """The body is not compressed as its header says."""
+
+    code = "invalid_encoding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A request whose body is there.
+
+    Attributes:
+        headers: With names in small letters.
+        body: As it was before it was compressed.
+        deadline: Moment of `time.monotonic`, in seconds.
+        priority: Whose turn it is.
+    """
+
+    headers: Mapping[bytes, bytes]
+    body: bytes
+    deadline: float
+    priority: Priority
+
+    @classmethod
+    async def of(
+        cls,
+        gateway: Gateway,
+        target: Target,
+        scope: Scope,
+        receive: Receive,
+        request: RequestScope,
+    ) -> Self:
+        """Wait for the body, unless the request is refused before.
+
+        Args:
+            gateway: What serves.
+            target: The model that the request means.
+            scope: The request's, of ASGI.
+            receive: As `scope`.
+            request: Told which version answers.
+
+        Raises:
+            BlockserveError: The request is refused, or there is no such body.
+        """
+        gateway.admit()
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        deadline = gateway.deadline(terms.timeout_seconds(headers))
+        priority = terms.priority(headers)
+        limit = gateway.settings.max_body_bytes
+        body = await read_in_time(
+            receive,
+            headers,
+            max_bytes=limit,
+            deadline=deadline,
+            check=partial(gateway.predictor.check, target, scope=request),
+        )
+        return cls(
+            headers=headers,
+            body=_unpacked(body, headers.get(ENCODING, b""), limit),
+            deadline=deadline,
+            priority=priority,
+        )
+
+
+def _unpacked(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
+    """What a body was before it was compressed.
+
+    Raises:
+        InvalidEncoding: It is not compressed so.
+        TooLarge: It was longer than `max_bytes`.
+    """
+    name = encoding.strip().lower()
+    if name in IDENTITY:
+        return body
+    if name not in WINDOW_BITS:
+        shown = name[: terms.SHOWN_CHARACTERS].decode("latin-1")
+        raise InvalidEncoding(
+            f"Content-Encoding: expected gzip or deflate, got {shown!r}"
+        )
+    unpacker = zlib.decompressobj(WINDOW_BITS[name])
+    try:
+        text = unpacker.decompress(body, max_bytes)
+    except zlib.error as error:
+        raise InvalidEncoding(f"the body is not {name.decode()}: {error}") from error
+    if unpacker.unconsumed_tail:
+        raise TooLarge(
+            f"the body is larger than {max_bytes} bytes when it is unpacked; send "
+            "fewer instances at a time, or raise max_body_bytes",
+            code="body_too_large",
+        )
+    return text

@@ -1,0 +1,144 @@
+"""`/v2…`: health of models, metadata, inference and the repository, as plain ASGI."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from models.card import DEFAULT_SIGNATURE
+from service.errors import BlockserveError, ClientDisconnected
+from service.event_loop import maybe_in_thread
+from service.gateway import Gateway
+from service.http.arrivals import Arrival
+from service.http.bodies import read_in_time
+from service.http.callers import caller_of
+from service.http.errors import INTERNAL, internal_error, retry_after, status_of
+from service.http.open_inference import answers, requests
+from service.http.open_inference.answers import Body
+from service.http.open_inference.requests import ControlDocument, IndexDocument
+from service.http.open_inference.routes import Action, Route, route
+from service.http.sending import send_body, send_json
+from service.metrics import RequestScope
+from service.open_inference import documents
+from service.open_inference.inference import infer
+from service.repository import Target
+
+OK: Final = 200
+INTERNAL_ERROR: Final = 500
+# About a millisecond of reading.
+LARGE_JSON_BYTES: Final = 32 * 1024
+BINARY: Final = b"application/octet-stream"
+
+
+class OpenInferenceEndpoint:
+    """ASGI application that answers as the protocol says."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        status = OK
+        headers: Mapping[str, str] = {}
+        try:
+            body = await self._answer(scope, receive)
+        except ClientDisconnected:
+            return
+        except BlockserveError as error:
+            status, headers = status_of(error), retry_after(error)
+            body = _error(error.message)
+        except Exception as error:
+            internal_error(error)
+            status, body = INTERNAL_ERROR, _error(INTERNAL)
+        sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+        if body.json_length is None:
+            await send_json(send, status, body.content, sent)
+        else:
+            sent.append((requests.JSON_LENGTH, b"%d" % body.json_length))
+            await send_body(send, status, BINARY, body.content, sent)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Body:
+        asked = route(scope["method"], scope["path"])
+        target = documents.target(asked.name, asked.version)
+        match asked.action:
+            case "infer":
+                with self._gateway.metrics.request("open_inference_http") as request:
+                    return await self._infer(target, scope, receive, request)
+            case "index" | "load" | "unload":
+                return _json(await self._control(asked, scope, receive))
+            case _:
+                return _json(self._tell(asked.action, target))
+
+    def _tell(self, action: Action, target: Target) -> object:
+        gateway = self._gateway
+        match action:
+            case "model":
+                return documents.model(gateway.repository, target)
+            case "ready":
+                return documents.ready(gateway.repository, target)
+            case "config":
+                return documents.configuration(gateway, target)
+            case "stats":
+                return documents.statistics(gateway.repository, target)
+        return documents.server()
+
+    async def _control(self, asked: Route, scope: Scope, receive: Receive) -> object:
+        gateway = self._gateway
+        if asked.action == "index":
+            index = await self._document(IndexDocument, scope, receive)
+            return documents.index(gateway.repository, only_ready=index.ready)
+        control = await self._document(ControlDocument, scope, receive)
+        if asked.action == "load":
+            await documents.load(gateway, asked.name, control.parameters)
+        else:
+            await documents.unload(gateway, asked.name)
+        return {}
+
+    async def _document(
+        self, kind: type[requests.T], scope: Scope, receive: Receive
+    ) -> requests.T:
+        """What a request about the repository says; nothing where it has no body."""
+        gateway = self._gateway
+        body = await read_in_time(
+            receive,
+            dict(scope["headers"]),
+            max_bytes=gateway.settings.max_body_bytes,
+            deadline=gateway.deadline(None),
+            check=gateway.admit,
+        )
+        return requests.parsed(body or b"{}", kind)
+
+    async def _infer(
+        self, target: Target, scope: Scope, receive: Receive, request: RequestScope
+    ) -> Body:
+        gateway = self._gateway
+        arrival = await Arrival.of(gateway, target, scope, receive, request)
+        length = requests.json_length(arrival.headers, arrival.body)
+        run = partial(maybe_in_thread, length > LARGE_JSON_BYTES)
+        if length:
+            request_id, asked = await run(requests.read, arrival.body, length)
+        else:
+            with gateway.repository.lease(target) as served:
+                signature, _ = served.signature(DEFAULT_SIGNATURE)
+            request_id, asked = "", requests.only_input(arrival.body, signature)
+        answer = await infer(
+            gateway,
+            asked,
+            target=target,
+            run=run,
+            deadline=arrival.deadline,
+            priority=arrival.priority,
+            caller=caller_of(scope, receive),
+            scope=request,
+        )
+        return await run(answers.write, answer, asked, request_id)
+
+
+def _json(document: object) -> Body:
+    return Body(orjson.dumps(document))
+
+
+def _error(message: str) -> Body:
+    return _json({"error": message})

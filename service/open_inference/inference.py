@@ -1,0 +1,226 @@
+"""An inference request, and its answer: what HTTP and gRPC translate from and to."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from models.card import ModelCard
+from service.batching import Priority
+from service.classification import most_probable
+from service.errors import InvalidRequest, InvalidTensor
+from service.gateway import Gateway
+from service.metrics import RequestScope
+from service.open_inference.data_types import datatype_of
+from service.prediction import Caller
+from service.repository import Target
+from service.tensors import Array, Signature
+
+MICROSECONDS: Final = 1e-6
+# The highest of the protocol's priorities; 0 is the server's own choice.
+HIGHEST_PRIORITY: Final = 1
+SHARED_MEMORY: Final = "shared_memory_region"
+# A class is one of the last dimension's, and every instance has some.
+CLASSES_RANK: Final = 2
+
+Parameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputTensor:
+    """An input that a request brings.
+
+    Attributes:
+        name: As the model has it.
+        read: Makes its array; raises `InvalidTensor` where its values are not what its
+            datatype and shape say.
+        parameters: What the request says besides.
+    """
+
+    name: str
+    read: Callable[[], Array]
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedOutput:
+    """An output that a request asks for.
+
+    Attributes:
+        name: As the model has it.
+        parameters: What the request says besides; with `classification`, the answer has
+            so many of the largest values with their classes.
+    """
+
+    name: str
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferRequest:
+    """What a request asks for; without `outputs` for all of them."""
+
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[WantedOutput] = ()
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OutputTensor:
+    """An output of the answer; `wanted` is what the request says of it, if anything."""
+
+    name: str
+    array: Array
+    wanted: WantedOutput | None = None
+
+    @property
+    def datatype(self) -> str:
+        """As the protocol names it."""
+        return datatype_of(self.array.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
+        return self.array.shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InferAnswer:
+    """What a model version answers."""
+
+    model: str
+    version: str
+    outputs: Sequence[OutputTensor]
+
+
+Run = Callable[[Callable[[], dict[str, Array]]], Awaitable[dict[str, Array]]]
+
+
+async def infer(
+    gateway: Gateway,
+    request: InferRequest,
+    *,
+    target: Target,
+    run: Run,
+    deadline: float,
+    priority: Priority,
+    caller: Caller,
+    scope: RequestScope,
+) -> InferAnswer:
+    """Answer a request.
+
+    Args:
+        gateway: What serves.
+        request: What is asked.
+        target: The model that answers.
+        run: Reads the inputs, here or in a thread.
+        deadline: Moment of `time.monotonic`, in seconds.
+        priority: Whose turn it is, where the request does not say.
+        caller: Who waits.
+        scope: Told which version answers.
+
+    Raises:
+        BlockserveError: Any of the errors in `service.errors`.
+    """
+    for name, parameters in (
+        *((tensor.name, tensor.parameters) for tensor in request.inputs),
+        *((output.name, output.parameters) for output in request.outputs),
+    ):
+        if SHARED_MEMORY in parameters:
+            raise InvalidRequest(
+                f"{name}: shared memory is not offered; send the values"
+            )
+
+    async def read(_: Signature) -> dict[str, Array]:
+        return await run(lambda: _arrays(request.inputs))
+
+    timeout_us = _whole_number(request.parameters, "timeout")
+    if timeout_us:
+        deadline = min(deadline, gateway.deadline(timeout_us * MICROSECONDS))
+    if level := _whole_number(request.parameters, "priority"):
+        batch = level > HIGHEST_PRIORITY
+        priority = Priority.BATCH if batch else Priority.INTERACTIVE
+    prediction = await gateway.predictor.predict(
+        read,
+        target=target,
+        signature_name=_text(request.parameters, "signature_name"),
+        deadline=deadline,
+        priority=priority,
+        caller=caller,
+        scope=scope,
+    )
+    return InferAnswer(
+        model=prediction.card.name,
+        version=str(prediction.card.version),
+        outputs=_wanted(request.outputs, prediction.outputs, prediction.card),
+    )
+
+
+def _arrays(inputs: Sequence[InputTensor]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for tensor in inputs:
+        if tensor.name in arrays:
+            raise InvalidTensor(f"the input {tensor.name!r} comes twice")
+        try:
+            arrays[tensor.name] = tensor.read()
+        except InvalidTensor as error:
+            error.message = f"{tensor.name}: {error.message}"
+            raise
+    return arrays
+
+
+def _wanted(
+    wanted: Sequence[WantedOutput], outputs: Mapping[str, Array], card: ModelCard
+) -> list[OutputTensor]:
+    if not wanted:
+        return [OutputTensor(name=name, array=a) for name, a in outputs.items()]
+    found = []
+    for one in wanted:
+        array = outputs.get(one.name)
+        if array is None:
+            raise InvalidRequest(
+                f"there is no output {one.name!r}; there is "
+                f"{', '.join(map(repr, sorted(outputs)))}"
+            )
+        count = _whole_number(one.parameters, "classification")
+        if count:
+            array = _classes(one.name, array, count, card)
+        found.append(OutputTensor(name=one.name, array=array, wanted=one))
+    return found
+
+
+def _classes(name: str, array: Array, count: int, card: ModelCard) -> Array:
+    """The largest values of each row, as `value:index:label`."""
+    if array.ndim < CLASSES_RANK or array.dtype.hasobject:
+        raise InvalidRequest(f"the output {name!r} holds no classes")
+    scores = array.reshape(len(array), -1)
+    indices = most_probable(scores, count)
+    named = any(
+        output.name == name and output.role != "other" for output in card.outputs
+    )
+    labels = card.labels if named and len(card.labels) == scores.shape[1] else None
+    classes = np.empty(indices.shape, object)
+    for (row, place), index in np.ndenumerate(indices):
+        text = f"{scores[row, index]:f}:{index}"
+        classes[row, place] = (f"{text}:{labels[index]}" if labels else text).encode()
+    return classes
+
+
+def _whole_number(parameters: Parameters, name: str) -> int:
+    """A parameter that counts something; 0 where there is none."""
+    value = parameters.get(name, 0)
+    # gRPC clients have sent numbers as text since before there was a field for each.
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise InvalidRequest(
+            f"the parameter {name}: expected a whole number from 0, got {value!r}"
+        )
+    return number
+
+
+def _text(parameters: Parameters, name: str) -> str:
+    value = parameters.get(name, "")
+    if not isinstance(value, str):
+        raise InvalidRequest(f"the parameter {name}: expected a string, got {value!r}")
+    return value
