@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from service.http.openapi import classify, tf_serving
+from service.http.openapi import classify, open_inference, tf_serving
 from service.http.openapi.parts import REFERENCE
 
 
@@ -23,11 +23,11 @@ def document(app: FastAPI) -> None:
 
 
 def _add_to(schema: dict[str, Any]) -> None:
-    models = (*classify.MODELS, *tf_serving.MODELS)
+    models = (*classify.MODELS, *tf_serving.MODELS, *open_inference.MODELS)
     _, definitions = TypeAdapter.json_schemas(
         [(model, "serialization", TypeAdapter(model)) for model in models],
         ref_template=REFERENCE,
     )
     schemas = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])
-    schema["paths"] |= classify.paths() | tf_serving.paths()
+    schema["paths"] |= classify.paths() | tf_serving.paths() | open_inference.paths()
