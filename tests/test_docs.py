@@ -1,9 +1,11 @@
 """The documentation says what the code does: names are complete, examples run."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +18,7 @@ from service.settings import Settings
 
 ROOT: Final = Path(__file__).parents[1]
 OPERATIONS: Final = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+PROTOCOLS: Final = (ROOT / "docs/protocols.md").read_text(encoding="utf-8")
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 # Told on the command line, where no client sees a code.
 COMMAND_LINE_CODES: Final = {"invalid_settings", "request_failed"}
@@ -76,50 +79,61 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(page: str) -> None:
     exec(compile(code, page, "exec"), namespace)  # noqa: S102, it is our own page
 
 
-def test_the_examples_of_the_readme_work_against_a_running_gateway(
+@pytest.fixture
+def run(
     gateway_url: str, grpc_address: str, version_directory: Path, tmp_path: Path
-) -> None:
+) -> Callable[..., str]:
+    """Runs an example beside an image, against a running gateway: what it prints."""
     sample = version_directory / "assets.extra/sample.png"
     (tmp_path / "digit.png").write_bytes(sample.read_bytes())
 
-    def here(text: str) -> str:
-        return text.replace(SERVED_AT, gateway_url).replace(
-            "127.0.0.1:8001", grpc_address
-        )
+    def run_in_place(program: str, example: str) -> str:
+        for documented, actual in (
+            (SERVED_AT, gateway_url),
+            ("127.0.0.1:8001", grpc_address),
+        ):
+            example = example.replace(documented, actual)
+        return subprocess.run(
+            [program, "-c", example],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
 
+    return run_in_place
+
+
+def test_the_examples_of_the_readme_work_against_a_running_gateway(
+    run: Callable[..., str],
+) -> None:
     curls = [
         line
         for block in code_blocks(README, "sh")
-        for line in here(block).splitlines()
+        for line in block.splitlines()
         if line.startswith("curl")
     ]
     assert len(curls) == 3
     for line in curls:
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert '"predictions"' in done.stdout, (line, done.stdout)
+        assert '"predictions"' in run("bash", line), line
     examples = code_blocks(README, "python")
     assert len(examples) == 3
-    outputs = []
-    for example in examples:
-        done = subprocess.run(
-            [sys.executable, "-c", here(example)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        outputs.append(done.stdout.split())
+    outputs = [run(sys.executable, example).split() for example in examples]
     label, probability = outputs[0]
     assert label in set("0123456789")
     assert 0 < float(probability) <= 1
     assert outputs[1] == [label]
     assert outputs[2] == ["1"]
+
+
+def test_the_examples_of_the_protocols_work_against_a_running_gateway(
+    run: Callable[..., str],
+) -> None:
+    metadata, inference = code_blocks(PROTOCOLS, "bash")
+    assert '"signature_def"' in run("bash", metadata)
+    (output,) = json.loads(run("bash", inference))["outputs"]
+    assert output["shape"] == [1, 2]
+    assert all(re.fullmatch(r"[01]\.\d+:(\d):\1", one) for one in output["data"])
 
 
 def test_the_commands_that_the_readme_names_exist() -> None:
