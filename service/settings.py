@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """Largest request body."""
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Largest message of gRPC, in either direction."""
+    max_calls_per_connection: int = Field(default=1000, ge=1)
+    """Most gRPC calls that one connection has under way; the client holds more back."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Largest image, width times height, read from its header before decoding."""
     max_images_per_request: int = Field(default=64, ge=1)

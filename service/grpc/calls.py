@@ -82,36 +82,65 @@ def priority(context: Context) -> Priority:
     return Priority.INTERACTIVE
 
 
-async def answer(
+async def counted(
     gateway: Gateway,
     protocol: Protocol,
-    context: Context,
     work: Callable[[RequestScope], Awaitable[T]],
-    *,
-    told: Callable[[BlockserveError], tuple[grpc.StatusCode, str]] | None = None,
 ) -> T:
-    """Count a call, and answer its errors as statuses.
+    """Count a request, and what it ends with.
 
     Args:
         gateway: What serves.
         protocol: As it is counted.
+        work: Answers it.
+
+    Raises:
+        BlockserveError: It was refused, or failed.
+    """
+    with gateway.metrics.request(protocol) as scope:
+        gateway.admit()
+        return await work(scope)
+
+
+async def answer(
+    context: Context,
+    work: Callable[[], Awaitable[T]],
+    *,
+    told: Callable[[BlockserveError], tuple[grpc.StatusCode, str]] | None = None,
+) -> T:
+    """Answer a call, and its errors as statuses.
+
+    Args:
         context: The call's.
         work: Answers it.
         told: Status and details of an error, where they are not the usual ones.
     """
     try:
-        with gateway.metrics.request(protocol) as scope:
-            gateway.admit()
-            return await work(scope)
+        return await work()
     except BlockserveError as error:
         code, details = told(error) if told else (status_of(error), error.message)
         await _abort(context, code, details, error)
     except asyncio.CancelledError:
         raise
     except Exception as error:
-        logger.exception("a call failed unexpectedly", exc_info=error)
-        await context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
+        await context.abort(grpc.StatusCode.INTERNAL, _internal_error(error))
     raise AssertionError  # `abort` has raised
+
+
+async def outcome(work: Callable[[], Awaitable[T]]) -> T | BlockserveError:
+    """The answer to one request of a stream, or its error: the stream goes on."""
+    try:
+        return await work()
+    except BlockserveError as error:
+        return error
+    except Exception as error:
+        return BlockserveError(_internal_error(error))
+
+
+def _internal_error(error: Exception) -> str:
+    """Log an error that nobody foresaw, and what the client is told of it."""
+    logger.error("a call failed unexpectedly", exc_info=error)
+    return INTERNAL
 
 
 async def _abort(

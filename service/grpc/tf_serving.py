@@ -219,7 +219,8 @@ async def _answer(
             return grpc.StatusCode.INVALID_ARGUMENT, details
         return calls.status_of(error), details
 
-    return await calls.answer(gateway, PROTOCOL, context, work, told=told)
+    counted = partial(calls.counted, gateway, PROTOCOL, work)
+    return await calls.answer(context, counted, told=told)
 
 
 def _spec_of(request: Any) -> ModelSpec:
