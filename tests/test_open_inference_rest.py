@@ -216,6 +216,23 @@ async def test_a_compressed_body_is_read(
     assert classes_of(answer.json()) == [9]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+async def test_half_a_compressed_body_is_refused(
+    served: Served, encoding: str, compress: Any
+) -> None:
+    whole = compress(pixels_of_class(2, 8).tobytes())
+    for length in (len(whole) - 1, len(whole) // 2):
+        answer = await served.client.post(
+            INFER,
+            content=whole[:length],
+            headers={"content-encoding": encoding, HEADER: "0"},
+        )
+        assert answer.status_code == 400
+        assert f"the body ends before its {encoding} does" in answer.json()["error"]
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
 async def test_a_body_that_is_not_compressed_as_said_is_refused(
     served: Served, encoding: str
@@ -229,6 +246,10 @@ async def test_a_body_that_is_not_compressed_as_said_is_refused(
     assert "gzip" in answer.json()["error"] or "deflate" in answer.json()["error"]
 
 
+NOT_UINT8 = (
+    "images: data: expected a list of UINT8, nested evenly if at all, of integers from "
+    "0 to 255"
+)
 WRONG: dict[str, tuple[Any, str]] = {
     "no inputs": ({}, "missing required field `inputs`"),
     "inputs of another kind": ({"inputs": {}}, r"Expected `array`, got `object`"),
@@ -262,27 +283,27 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "values that do not fit": (
         {"inputs": [tensor(pixels_of_class(1), data=[300] + [0] * 15)]},
-        "images: data: UINT8 holds 0 to 255",
+        NOT_UINT8,
     ),
     "a negative value": (
         {"inputs": [tensor(pixels_of_class(1), data=[-1] + [0] * 15)]},
-        "images: data: UINT8 holds 0 to 255",
+        NOT_UINT8,
     ),
     "fractions": (
         {"inputs": [tensor(pixels_of_class(1), data=[1.5] + [0] * 15)]},
-        "images: data: not all values are UINT8",
+        NOT_UINT8,
     ),
     "a boolean": (
         {"inputs": [tensor(pixels_of_class(1), data=[True] + [0] * 15)]},
-        "images: data: a boolean is no UINT8",
+        NOT_UINT8,
     ),
     "strings": (
         {"inputs": [tensor(pixels_of_class(1), data=["1"] * 16)]},
-        "images: data: not all values are UINT8",
+        NOT_UINT8,
     ),
     "ragged lists": (
         {"inputs": [tensor(pixels_of_class(1), data=[[1], [1, 2]])]},
-        "images: data: the nested lists are not all as long",
+        NOT_UINT8,
     ),
     "no values": (
         {"inputs": [tensor(pixels_of_class(1), data=None)]},
@@ -354,6 +375,17 @@ async def test_what_is_wrong_is_said(served: Served, case: str) -> None:
     assert answer.status_code == STATUSES.get(case, 400), answer.text
     with pytest.raises(ValueError, match=message):
         raise ValueError(answer.json()["error"])
+
+
+async def test_long_lists_are_read_and_refused_as_short_ones(served: Served) -> None:
+    many = pixels_of_class(*range(10)).repeat(50, axis=0)
+    assert classes_of(await inferred(served, {"inputs": [tensor(many)]})) == [
+        number for number in range(10) for _ in range(50)
+    ]
+    for wrong in (300, 1.5, True, "1", None):
+        values = [*many.ravel().tolist()[:-1], wrong]
+        message = await refused(served, {"inputs": [tensor(many, data=values)]})
+        assert message == NOT_UINT8
 
 
 async def test_what_is_not_json_is_refused(served: Served) -> None:

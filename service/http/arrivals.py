@@ -108,6 +108,8 @@ def _unpacked(body: bytes, encoding: bytes, max_bytes: int) -> bytes:
         text = unpacker.decompress(body, max_bytes)
     except zlib.error as error:
         raise InvalidEncoding(f"the body is not {name.decode()}: {error}") from error
+    if not unpacker.eof and not unpacker.unconsumed_tail:
+        raise InvalidEncoding(f"the body ends before its {name.decode()} does")
     if unpacker.unconsumed_tail:
         raise TooLarge(
             f"the body is larger than {max_bytes} bytes when it is unpacked; send "

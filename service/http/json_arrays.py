@@ -120,6 +120,11 @@ def take_out(text: bytes) -> Parts:
     return Parts(text=text, rest=b"".join(rest), arrays=arrays)
 
 
+def number_array(text: bytes) -> NumberArray | None:
+    """What a text spells, where that is a dense array of numbers, and a long one."""
+    return _array(text, 0, len(text)) if len(text) >= SHORTEST_BYTES else None
+
+
 def array_of(value: Any, dtype: np.dtype[Any], *, booleans: bool) -> Array | None:
     """A member of a document, or rows that are `stacked`, as an array of a type.
 

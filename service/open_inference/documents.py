@@ -184,8 +184,7 @@ def _check_control(gateway: Gateway) -> None:
     if not gateway.settings.model_control:
         raise InvalidRequest(
             "clients may not load or unload models here; the setting model_control "
-            "allows it",
-            code="model_control_disabled",
+            "allows it"
         )
 
 

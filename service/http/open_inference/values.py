@@ -2,19 +2,16 @@
 
 import binascii
 from base64 import b64decode
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import orjson
 
 from service.errors import InvalidTensor
+from service.http.json_arrays import array_of, number_array
 from service.open_inference.data_types import datatype_of, shaped
 from service.tensors import Array
-
-# Which numbers an array of a kind may come from.
-KINDS: Final[Mapping[str, str]] = {"b": "b", "i": "iu", "u": "iu"}
-FLOATS: Final = "iuf"
 
 
 def read(
@@ -31,35 +28,27 @@ def read(
     Raises:
         InvalidTensor: They are of another type, or not as many as the shape needs.
     """
-    values = orjson.loads(text)
-    if not isinstance(values, list):
-        raise InvalidTensor("data: expected a list")
+    values: Any = None if dtype.hasobject else number_array(text)
+    if values is None:
+        values = orjson.loads(text)
+        if not isinstance(values, list):
+            raise InvalidTensor("data: expected a list")
     if dtype.hasobject:
         read_one = _of_base64 if base64 else str.encode
-        strings = [read_one(one) for one in _strings(values)]
-        return shaped(strings, dtype, shape)
-    if dtype.kind != "b" and (b"true" in text or b"false" in text):
-        raise InvalidTensor(f"data: a boolean is no {datatype_of(dtype)}")
-    try:
-        array = np.array(values)
-    except ValueError:
-        raise InvalidTensor("data: the nested lists are not all as long") from None
-    if array.size and array.dtype.kind not in KINDS.get(dtype.kind, FLOATS):
-        raise InvalidTensor(f"data: not all values are {datatype_of(dtype)}")
-    if dtype.kind in "iu" and not _fits(array, dtype):
-        limits = np.iinfo(dtype)
+        return shaped([read_one(one) for one in _strings(values)], dtype, shape)
+    booleans = isinstance(values, list) and (b"true" in text or b"false" in text)
+    array = array_of(values, dtype, booleans=booleans)
+    if array is None:
         raise InvalidTensor(
-            f"data: {datatype_of(dtype)} holds {limits.min} to {limits.max}"
+            f"data: expected a list of {datatype_of(dtype)}, nested evenly if at all"
+            + (f", of {_limits(dtype)}" if dtype.kind in "iu" else "")
         )
-    with np.errstate(over="ignore"):
-        return shaped(array.ravel(), dtype, shape)
+    return shaped(array.ravel(), dtype, shape)
 
 
-def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
+def _limits(dtype: np.dtype[Any]) -> str:
     limits = np.iinfo(dtype)
-    return not array.size or bool(
-        array.min() >= limits.min and array.max() <= limits.max
-    )
+    return f"integers from {limits.min} to {limits.max}"
 
 
 def _strings(values: Sequence[Any]) -> Iterator[str]:
