@@ -5,7 +5,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from service.classification import Classifier
-from service.errors import Draining
+from service.errors import Draining, InvalidRequest
 from service.event_loop import EventLoopLag
 from service.metrics import Metrics
 from service.prediction import Predictor
@@ -63,6 +63,18 @@ class Gateway:
         """
         if self._draining:
             raise Draining("the gateway is shutting down; try another or again later")
+
+    def check_model_control(self) -> None:
+        """Check that clients may say which models serve.
+
+        Raises:
+            InvalidRequest: They may not.
+        """
+        if not self.settings.model_control:
+            raise InvalidRequest(
+                "clients do not load or unload models here; the setting model_control "
+                "allows it"
+            )
 
     async def start(self) -> None:
         """Load the models; returns when each has been tried once."""

@@ -27,6 +27,7 @@ from service.errors import (
     UnsupportedModel,
 )
 from service.metrics import Metrics
+from service.model_config import ModelConfig
 from service.saved_model import signature_defs
 from service.served_version import (
     ServedVersion,
@@ -82,6 +83,7 @@ class Version:
     state: VersionState = VersionState.START
     error: str | None = None
     served: ServedVersion | None = None
+    drain: asyncio.Task[None] | None = None
     fingerprint: frozenset[tuple[str, int, int]] = frozenset()
 
 
@@ -90,10 +92,12 @@ class Model:
     """A model's versions by number.
 
     Attributes:
-        unloaded: Whether a client wanted none of them to serve.
+        config: Which of them are to serve.
+        unloaded: Whether a client wanted none of them to.
     """
 
     name: str
+    config: ModelConfig
     unloaded: bool = False
     versions: dict[int, Version] = field(default_factory=dict)
 
@@ -214,8 +218,10 @@ class Repository:
         await self.reconcile()  # it may have come a moment ago
         model = self.model(name)
         model.unloaded = False
-        for version in model.versions.values():
+        for version in tuple(model.versions.values()):
             version.fingerprint = frozenset()
+            if version.drain is not None:
+                await asyncio.wait([version.drain])
         await self.reconcile()
         if not model.available:
             raise ModelNotReady(_why_not_ready(model))
@@ -229,6 +235,24 @@ class Repository:
         self.model(name).unloaded = True
         await self.reconcile()
 
+    async def configure(self, configs: Mapping[str, ModelConfig]) -> None:
+        """Serve these of the models that there are, and no others.
+
+        Raises:
+            NotFound: There is no model of one of the names; nothing has changed.
+            ModelNotReady: No version of one of them can be loaded.
+        """
+        await self.reconcile()
+        named = [self.model(name) for name in configs]
+        for model in self._models.values():
+            model.unloaded = model.name not in configs
+        for model in named:
+            model.config = configs[model.name]
+        await self.reconcile()
+        for model in named:
+            if not model.available:
+                raise ModelNotReady(_why_not_ready(model))
+
     async def reconcile(self) -> None:
         """Load and unload until what serves is what the directory asks for."""
         async with self._reconciling:
@@ -241,23 +265,26 @@ class Repository:
             for name in sorted(found.keys() | self._models.keys()):
                 if self._stopping.is_set():
                     return
-                model = self._models.setdefault(name, Model(name))
+                model = self._models.get(name)
+                if model is None:
+                    config = ModelConfig.of_settings(self._settings, name)
+                    model = self._models[name] = Model(name, config)
                 await self._reconcile_model(model, found.get(name, {}))
                 if name not in found and not model.versions:
                     del self._models[name]
 
     async def _reconcile_model(self, model: Model, found: Mapping[int, Path]) -> None:
-        labelled = set(self._settings.labels.get(model.name, {}).values())
+        labelled = set(model.config.labels.values())
         keep: set[int] = set()
-        latest = 0
+        wanted = 0
         for number in () if model.unloaded else sorted(found, reverse=True):
-            is_latest = latest < self._settings.versions_to_serve
-            if not is_latest and number not in labelled:
+            is_wanted = model.config.policy.wants(number, later=wanted)
+            if not is_wanted and number not in labelled:
                 continue
             version = model.versions.setdefault(number, Version(number, found[number]))
             if await self._ensure_available(model, version):
                 keep.add(number)
-                latest += is_latest
+                wanted += is_wanted
         for number, version in tuple(model.versions.items()):
             if number not in keep:
                 self._unload(version)
@@ -348,7 +375,7 @@ class Repository:
             return
         version.served = None
         self._enter(version, VersionState.UNLOADING)
-        self._spawn(self._drain(version, served))
+        version.drain = self._spawn(self._drain(version, served))
 
     async def _drain(self, version: Version, served: ServedVersion) -> None:
         await served.close(drain_timeout_seconds=self._settings.drain_timeout_seconds)
@@ -407,10 +434,11 @@ class Repository:
             latest[None] = latest[default]
         return latest
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -439,7 +467,7 @@ class Repository:
         Raises:
             NotFound: The model has no such label.
         """
-        labels = self._settings.labels.get(model.name, {})
+        labels = model.config.labels
         if label not in labels:
             raise NotFound(
                 f"model {model.name!r} has no label {label!r}; it has "

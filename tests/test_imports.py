@@ -27,6 +27,7 @@ LAYERS: Final = (
     ("service.engines",),
     ("service.event_loop", "service.metrics"),
     ("service.series", "service.statistics"),
+    ("service.model_config",),
     ("service.data_types", "service.tensors", "service.settings"),
     ("service.ports", "service.logs", "service.token"),
     ("service.errors",),

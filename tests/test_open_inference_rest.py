@@ -585,6 +585,20 @@ async def test_a_model_can_be_unloaded_and_loaded_again(tmp_path: Path) -> None:
         assert classes_of(await inferred(served, request_of(3))) == [3]
 
 
+async def test_a_load_waits_for_what_an_unload_has_left(tmp_path: Path) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, model_control=True) as served:
+        with served.running.gateway.repository.lease(Target(name="stub")):
+            await served.client.post("/v2/repository/models/stub/unload")
+            load = asyncio.create_task(
+                served.client.post("/v2/repository/models/stub/load")
+            )
+            index = (await served.client.post("/v2/repository/index")).json()
+            assert only(index)["state"] == "UNLOADING"
+        assert (await load).status_code == 200
+        assert classes_of(await inferred(served, request_of(3))) == [3]
+
+
 async def test_a_load_says_why_a_model_cannot_serve(tmp_path: Path) -> None:
     stub_version(tmp_path)
     async with serving(tmp_path, model_control=True) as served:

@@ -29,6 +29,10 @@ from proto.tensorflow.serving.get_model_status_pb2 import (
     ModelVersionStatus,
     StatusProto,
 )
+from proto.tensorflow.serving.model_management_pb2 import (
+    ReloadConfigRequest,
+    ReloadConfigResponse,
+)
 from proto.tensorflow.serving.model_pb2 import ModelSpec
 from proto.tensorflow.serving.predict_pb2 import PredictRequest, PredictResponse
 from proto.tensors import InvalidTensorProto, from_tensor_proto, to_tensor_proto
@@ -42,7 +46,7 @@ from service.metrics import RequestScope
 from service.repository import Target
 from service.served_version import ServedVersion
 from service.tensors import Array, Signature
-from service.tf_serving import examples, states
+from service.tf_serving import examples, reloading, states
 from service.tf_serving.errors import is_not_found, words
 
 T = TypeVar("T")
@@ -181,6 +185,18 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Tell the states of a model's versions."""
         work = partial(self._status, request)
         return await _answer(self._gateway, context, request.model_spec, work)
+
+    async def HandleReloadConfigRequest(  # noqa: N802, the service's name
+        self, request: ReloadConfigRequest, context: Context
+    ) -> ReloadConfigResponse:
+        """Serve the models that a client lists, where clients may say so."""
+        await calls.answer(context, partial(self._reload, request))
+        return ReloadConfigResponse(status=StatusProto())
+
+    async def _reload(self, request: ReloadConfigRequest) -> None:
+        self._gateway.check_model_control()
+        configs = reloading.configs(request)
+        await self._gateway.repository.configure(configs)
 
     async def _status(
         self, request: GetModelStatusRequest, _: RequestScope

@@ -44,13 +44,12 @@ def router(gateway: Gateway) -> APIRouter:
     """The endpoints that describe models."""
     routes = APIRouter(tags=["models"])
     repository = gateway.repository
-    labels = gateway.settings.labels
 
     def view(model: Model) -> ModelView:
         versions = sorted(model.versions.values(), key=lambda v: v.number, reverse=True)
         return ModelView(
             name=model.name,
-            labels=labels.get(model.name, {}),
+            labels=dict(model.config.labels),
             versions=[_view(version) for version in versions],
         )
 

@@ -12,7 +12,7 @@ from service.engines import Engine
 from service.errors import InvalidRequest
 from service.gateway import Gateway
 from service.open_inference.data_types import BYTES, datatype_of
-from service.repository import Repository, Target, VersionState
+from service.repository import Model, Repository, Target, VersionState
 from service.series import Histogram
 from service.served_version import ServedVersion
 from service.settings import Settings
@@ -106,9 +106,7 @@ def configuration(gateway: Gateway, asked: Target) -> Document:
             "name": served.name,
             "platform": PLATFORM,
             "backend": served.engine.kind,
-            "version_policy": {
-                "latest": {"num_versions": gateway.settings.versions_to_serve}
-            },
+            "version_policy": _version_policy(gateway.repository.model(asked.name)),
             "max_batch_size": _max_batch_size(served, signature, gateway.settings),
             "input": [_configured(s, batched) for s in signature.inputs.values()],
             "output": [_configured(s, batched) for s in signature.outputs.values()],
@@ -160,7 +158,7 @@ async def load(gateway: Gateway, name: str, parameters: Iterable[str]) -> None:
         InvalidRequest: Clients may not, or the request brings a model of its own.
         BlockserveError: There is no such model, or it cannot be loaded.
     """
-    _check_control(gateway)
+    gateway.check_model_control()
     if unknown := sorted(parameters):
         raise InvalidRequest(
             f"{', '.join(unknown)}: a model is loaded as it lies in the repository; "
@@ -176,21 +174,22 @@ async def unload(gateway: Gateway, name: str) -> None:
         InvalidRequest: Clients may not.
         NotFound: There is no such model.
     """
-    _check_control(gateway)
+    gateway.check_model_control()
     await gateway.repository.unload(name)
-
-
-def _check_control(gateway: Gateway) -> None:
-    if not gateway.settings.model_control:
-        raise InvalidRequest(
-            "clients may not load or unload models here; the setting model_control "
-            "allows it"
-        )
 
 
 def _default(served: ServedVersion) -> Signature:
     """What a request calls that names no signature."""
     return served.signature(DEFAULT_SIGNATURE)[0]
+
+
+def _version_policy(model: Model) -> Document:
+    policy = model.config.policy
+    if policy.versions is not None:
+        return {"specific": {"versions": sorted(policy.versions)}}
+    if policy.latest is None:
+        return {"all": {}}
+    return {"latest": {"num_versions": policy.latest}}
 
 
 def _tensor(spec: TensorSpec) -> Document:

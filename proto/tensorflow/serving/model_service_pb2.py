@@ -23,15 +23,16 @@ _sym_db = _symbol_database.Default()
 
 
 from proto.tensorflow.serving import get_model_status_pb2 as proto_dot_tensorflow_dot_serving_dot_get__model__status__pb2
+from proto.tensorflow.serving import model_management_pb2 as proto_dot_tensorflow_dot_serving_dot_model__management__pb2
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n,proto/tensorflow/serving/model_service.proto\x12\x12tensorflow.serving\x1a/proto/tensorflow/serving/get_model_status.proto2w\n\x0cModelService\x12g\n\x0eGetModelStatus\x12).tensorflow.serving.GetModelStatusRequest\x1a*.tensorflow.serving.GetModelStatusResponseb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n,proto/tensorflow/serving/model_service.proto\x12\x12tensorflow.serving\x1a/proto/tensorflow/serving/get_model_status.proto\x1a/proto/tensorflow/serving/model_management.proto2\xe7\x01\n\x0cModelService\x12g\n\x0eGetModelStatus\x12).tensorflow.serving.GetModelStatusRequest\x1a*.tensorflow.serving.GetModelStatusResponse\x12n\n\x19HandleReloadConfigRequest\x12\'.tensorflow.serving.ReloadConfigRequest\x1a(.tensorflow.serving.ReloadConfigResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.tensorflow.serving.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSERVICE']._serialized_start=117
-  _globals['_MODELSERVICE']._serialized_end=236
+  _globals['_MODELSERVICE']._serialized_start=167
+  _globals['_MODELSERVICE']._serialized_end=398
 # @@protoc_insertion_point(module_scope)
