@@ -134,6 +134,10 @@ def test_the_examples_of_the_protocols_work_against_a_running_gateway(
     (output,) = json.loads(run("bash", inference))["outputs"]
     assert output["shape"] == [1, 2]
     assert all(re.fullmatch(r"[01]\.\d+:(\d):\1", one) for one in output["data"])
+    (example,) = code_blocks(PROTOCOLS, "python")
+    label, count = run(sys.executable, example).split()
+    assert label in set("0123456789")
+    assert count == "100"
 
 
 def test_the_commands_that_the_readme_names_exist() -> None:
