@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -88,6 +89,11 @@ class Signature:
         if count == 0:
             raise InvalidTensor("expected at least one row, got an empty batch")
         return count
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether it holds fractions; NumPy itself does not count bfloat16 among these."""
+    return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
 
 
 def describe(dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from service.tensors import Array
+from service.tensors import Array, is_float
 
 # The shortest that gains from it.
 SHORTEST_BYTES: Final = 4 * 1024
@@ -29,7 +29,8 @@ PIECE_BYTES: Final = 64 * 1024
 DEEPEST_NESTING: Final = 32
 
 # Which numbers an array of a kind may come from.
-_KINDS: Final[Mapping[str, str]] = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+_KINDS: Final[Mapping[str, str]] = {"b": "b", "i": "iu", "u": "iu"}
+_NUMBERS: Final = "iuf"
 _SPACE: Final = b" \n\r\t"
 _ALL_BUT_NESTING: Final = b"0123456789+-.eE" + _SPACE
 # What stands before an array that is a member of an object.
@@ -148,6 +149,9 @@ def array_of(value: Any, dtype: np.dtype[Any], *, booleans: bool) -> Array | Non
         return None
     try:
         array = np.array(value)
+        if dtype == np.uint64 and array.dtype.kind == "f":
+            # NumPy has no type for what is beyond 63 bits and what is not.
+            array = _integers(np.array(value, object))
     except ValueError:  # it is ragged, or nested too deeply
         return None
     return _cast(array, dtype)
@@ -171,9 +175,17 @@ def fits(array: Array, dtype: np.dtype[Any]) -> bool:
     )
 
 
+def _integers(objects: Array) -> Array:
+    """Objects as unsigned integers of 64 bits; as floats where one is none."""
+    if all(isinstance(one, int) and 0 <= one < 2**64 for one in objects.flat):
+        return objects.astype(np.uint64)
+    return objects.astype(np.float64)
+
+
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array | None:
     # Where there is nothing, there is nothing that could be of the wrong type.
-    if array.dtype.kind not in _KINDS.get(dtype.kind, "") and array.size:
+    kinds = _NUMBERS if is_float(dtype) else _KINDS.get(dtype.kind, "")
+    if array.dtype.kind not in kinds and array.size:
         return None
     if dtype.kind in "iu" and not fits(array, dtype):
         return None

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from service.errors import EngineFailure
-from service.tensors import Array
+from service.tensors import Array, is_float
 
 # The decimal digits that a type always holds, and that always spell it.
 DIGITS: Final = {"float32": (6, 9), "float64": (15, 17)}
@@ -122,7 +122,7 @@ def _texts(array: Array, name: str, depth: int) -> list[str]:
     """Each element as JSON; an object stands at `depth`."""
     flat = array.ravel()
     kind = array.dtype.kind
-    if kind == "f":
+    if is_float(array.dtype):
         return _floats(flat)
     if kind == "b":
         return ["true" if value else "false" for value in flat.tolist()]

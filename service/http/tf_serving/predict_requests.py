@@ -19,7 +19,7 @@ from service.http import json_arrays
 from service.http.json_arrays import NumberArray
 from service.http.tf_serving import documents
 from service.http.tf_serving.documents import quote
-from service.tensors import Array, Signature, TensorSpec
+from service.tensors import Array, Signature, TensorSpec, is_float
 
 BASE64_KEY: Final = "b64"
 BASE64_QUANTUM: Final = 4
@@ -335,6 +335,7 @@ class _Column:
 
     def _element(self, value: Any) -> Any:
         kind = self._dtype.kind
+        fractions = is_float(self._dtype)
         if kind == "O":
             if isinstance(value, str):
                 return value.encode(errors="surrogateescape")
@@ -344,14 +345,14 @@ class _Column:
             if isinstance(value, bool):
                 return value
         elif isinstance(value, int) and not isinstance(value, bool):
-            if kind == "f" or json_arrays.fits(np.array([value]), self._dtype):
+            if fractions or json_arrays.fits(np.array([value]), self._dtype):
                 return value
             limits = np.iinfo(self._dtype)
             raise _ElementError(
                 f"JSON Value: {value} does not fit {self._dtype.name}: expected "
                 f"{limits.min} to {limits.max}"
             )
-        elif isinstance(value, float) and kind == "f":
+        elif isinstance(value, float) and fractions:
             return value
         raise _ElementError(
             f"JSON Value: {quote(value)} Type: {_type_name(value)} is not of expected "
