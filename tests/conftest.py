@@ -93,3 +93,19 @@ def gateway_url(announcement: str) -> str:
 def grpc_address(announcement: str) -> str:
     """Where the running program answers gRPC."""
     return re.findall(r"gRPC at (\S+)", announcement)[0]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> dict[str, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", str(key), "-out", str(chain), "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    return {"tls_key": key, "tls_certificate": chain}

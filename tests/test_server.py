@@ -164,22 +164,6 @@ async def test_no_request_is_lost_while_versions_change(tmp_path: Path) -> None:
         assert seen == {1, 2, 3, 4, 5}
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> dict[str, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", str(key), "-out", str(chain), "-subj", "/CN=127.0.0.1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        capture_output=True,
-        check=True,
-    )
-    return {"tls_key": key, "tls_certificate": chain}
-
-
 async def test_tls_guards_both_ports(
     tmp_path: Path, certificate: dict[str, Path]
 ) -> None:
