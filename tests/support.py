@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from models.card import ImageInput, ModelCard, OutputTensor
+from service.client import AsyncClient, Client
 from service.server import Running, run
 from service.settings import Settings
 
@@ -86,6 +87,38 @@ async def serving(repository: Path, **settings: Any) -> AsyncIterator[Served]:
         yield Served(running, client)
     running.stop()
     await server
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A client of either kind, whose methods are awaited in any case."""
+
+    client: Client | AsyncClient
+
+    async def __call__(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method; a client that waits does so in a thread."""
+        bound = getattr(self.client, method)
+        if isinstance(self.client, AsyncClient):
+            return await bound(*arguments, **options)
+        return await asyncio.to_thread(bound, *arguments, **options)
+
+
+@asynccontextmanager
+async def asking(kind: str, address: str, **options: Any) -> AsyncIterator[Asked]:
+    """A client that waits, or is awaited if `kind` is `async`, until the block ends."""
+    if kind == "async":
+        async with AsyncClient(address, **options) as awaited:
+            yield Asked(awaited)
+    else:
+        with Client(address, **options) as waiting:
+            yield Asked(waiting)
+
+
+def address_of(served: Served, scheme: str) -> str:
+    """Where a running gateway answers `http`, `https`, `grpc` or `grpcs`."""
+    running = served.running
+    port = running.http_port if scheme.startswith("http") else running.grpc_port
+    return f"{scheme}://127.0.0.1:{port}"
 
 
 @contextmanager

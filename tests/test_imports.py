@@ -17,6 +17,7 @@ LAYERS: Final = (
     ("service.server",),
     ("service.app",),
     ("service.http", "service.grpc"),
+    ("service.client",),
     ("service.open_inference", "service.tf_serving"),
     ("service.gateway",),
     ("service.classification",),
@@ -98,15 +99,36 @@ def test_the_build_side_imports_nothing_from_the_service(module: str) -> None:
     assert foreign == ({"service.imaging.decode"} if allowed else set())
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.server", "service.cli"])
-def test_serving_loads_no_framework(module: str) -> None:
+def loaded_by(module: str) -> set[str]:
     """In a fresh interpreter, for this one may have loaded TensorFlow already."""
     code = f"import sys, {module}; print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    tops = {name.split(".")[0] for name in done.stdout.split()}
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.server", "service.cli"])
+def test_serving_loads_no_framework(module: str) -> None:
+    tops = {name.split(".")[0] for name in loaded_by(module)}
     assert not tops & {"tensorflow", "keras", "openvino", "mlxtend"}
+
+
+def test_the_client_loads_nothing_that_serves() -> None:
+    """Who installs it alone needs neither an engine nor a web framework."""
+    names = loaded_by("service.client")
+    own = {name for name in names if name.startswith(("service.", "models"))}
+    assert {name for name in own if not name.startswith("service.client")} <= {
+        "service.data_types",
+        "service.errors",
+        "service.open_inference",
+        "service.open_inference.data_types",
+        "service.tensors",
+    }
+    assert not {name.split(".")[0] for name in names} & {
+        *("tensorflow", "tensorflow_serving", "keras", "openvino", "PIL"),
+        *("fastapi", "starlette", "uvicorn", "prometheus_client", "pydantic"),
+    }
 
 
 def test_the_embedded_engine_loads_no_tensorflow_and_reports_nothing(
