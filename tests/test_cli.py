@@ -9,7 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support import BLOCKSERVE, image_of_class, serving, stub_version
+from tests.support import (
+    BLOCKSERVE,
+    address_of,
+    image_of_class,
+    serving,
+    stub_version,
+)
 
 
 def blockserve(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -51,6 +57,8 @@ def test_help_describes_every_command(tmp_path: Path) -> None:
         (["classify"], 2, "IMAGE"),
         (["classify", "absent.png"], 1, "No such file"),
         (["classify", "file", "--url", "http://127.0.0.1:9"], 1, "blockserve serve"),
+        (["classify", "file", "--url", "grpc://127.0.0.1:9"], 1, "blockserve serve"),
+        (["classify", "file", "--url", "ftp://127.0.0.1"], 1, "grpc://HOST:PORT"),
     ],
 )
 def test_wrong_use_says_what_to_do_instead(
@@ -75,12 +83,15 @@ def test_models_lists_what_the_repository_holds(tmp_path: Path) -> None:
     assert ["second", "1", "no", "model", "card"] in rows
 
 
-async def test_classify_prints_a_row_for_each_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_classify_prints_a_row_for_each_image(
+    tmp_path: Path, scheme: str
+) -> None:
     stub_version(tmp_path)
     (tmp_path / "good.png").write_bytes(image_of_class(3))
     (tmp_path / "bad.png").write_bytes(b"no image")
     async with serving(tmp_path) as served:
-        url = str(served.client.base_url)
+        url = address_of(served, scheme)
         done = await asyncio.to_thread(
             blockserve, "classify", "good.png", "bad.png", "--url", url, cwd=tmp_path
         )
