@@ -277,6 +277,26 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"inputs": [tensor(pixels_of_class(1), shape=[1, 16])]},
         r"expected images uint8\[batch,4,4,1\], got uint8\[1,16\]",
     ),
+    "more dimensions than arrays have": (
+        {"inputs": [tensor(pixels_of_class(1), shape=[1] * 61 + [4, 4, 1, 1])]},
+        "images: expected at most 64 dimensions, got 65",
+    ),
+    "sizes whose product nobody would read": (
+        {"inputs": [tensor(pixels_of_class(1), shape=[2**63 - 1] * 300)]},
+        "images: expected at most 64 dimensions, got 300",
+    ),
+    "a size beyond 63 bits": (
+        {"inputs": [tensor(pixels_of_class(1), shape=[2**63])]},
+        r"Expected `int` <= 9223372036854775807 - at `\$.inputs\[0\].shape\[0\]`",
+    ),
+    "a size beyond all memory beside a 0": (
+        {
+            "inputs": [
+                tensor(pixels_of_class(1), "BYTES", shape=[0, 2**63 - 1], data=[])
+            ]
+        },
+        r"images: shape \[0, 9223372036854775807\]: array is too big",
+    ),
     "too few values": (
         {"inputs": [tensor(pixels_of_class(1), data=[1, 2])]},
         r"images: UINT8 of shape \[1, 4, 4, 1\] has 16 elements; got 2",

@@ -29,6 +29,8 @@ DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     BYTES: np.dtype(object),
 }
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+# NumPy has no arrays of more.
+MOST_DIMENSIONS: Final = 64
 # Each element of BYTES comes after its length.
 LENGTH: Final = struct.Struct("<I")
 
@@ -64,17 +66,18 @@ def from_raw(content: bytes, dtype: np.dtype[Any], shape: Sequence[int]) -> Arra
         The array; it is read-only where it needs no copy.
 
     Raises:
-        InvalidTensor: The bytes are not as many as the shape needs.
+        InvalidTensor: The bytes are not as many as the shape needs, or there is no
+            such shape.
     """
     if dtype.hasobject:
         return shaped(list(_strings(content)), dtype, shape)
-    expected = prod(shape) * dtype.itemsize
+    expected = _elements(shape) * dtype.itemsize
     if len(content) != expected:
         raise InvalidTensor(
             f"{datatype_of(dtype)} of shape {list(shape)} takes {expected} bytes; got "
             f"{len(content)}"
         )
-    return np.frombuffer(content, dtype.newbyteorder("<")).reshape(shape)
+    return _arranged(np.frombuffer(content, dtype.newbyteorder("<")), shape)
 
 
 def to_raw(array: Array) -> bytes:
@@ -90,16 +93,35 @@ def shaped(
     """Values in row-major order as an array.
 
     Raises:
-        InvalidTensor: They are not as many as the shape needs.
+        InvalidTensor: They are not as many as the shape needs, or there is no such
+            shape.
     """
-    if len(values) != prod(shape):
+    expected = _elements(shape)
+    if len(values) != expected:
         raise InvalidTensor(
-            f"{datatype_of(dtype)} of shape {list(shape)} has {prod(shape)} elements; "
+            f"{datatype_of(dtype)} of shape {list(shape)} has {expected} elements; "
             f"got {len(values)}"
         )
     array = np.empty(len(values), dtype)
     array[:] = values
-    return array.reshape(shape)
+    return _arranged(array, shape)
+
+
+def _elements(shape: Sequence[int]) -> int:
+    """How many a tensor has."""
+    # The product of very many sizes is a number that takes seconds to compute.
+    if len(shape) > MOST_DIMENSIONS:
+        raise InvalidTensor(
+            f"expected at most {MOST_DIMENSIONS} dimensions, got {len(shape)}"
+        )
+    return prod(shape)
+
+
+def _arranged(array: Array, shape: Sequence[int]) -> Array:
+    try:
+        return array.reshape(shape)
+    except ValueError as error:  # beside a 0 other sizes may be beyond all limits
+        raise InvalidTensor(f"shape {list(shape)}: {error}") from error
 
 
 def _strings(content: bytes) -> Iterator[bytes]:

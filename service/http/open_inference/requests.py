@@ -20,7 +20,7 @@ BINARY_SIZE: Final = "binary_data_size"
 BINARY_OUTPUTS: Final = "binary_data_output"
 CONTENT_TYPE: Final = "content_type"
 BASE64: Final = "base64"
-Size = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 NOTHING: Final = msgspec.Raw(b"null")
