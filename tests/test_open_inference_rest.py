@@ -362,7 +362,16 @@ WRONG: dict[str, tuple[Any, str]] = {
             1,
             outputs=[{"name": "probabilities", "parameters": {"classification": -1}}],
         ),
-        "the parameter classification: expected a whole number from 0, got -1",
+        "the parameter classification: expected a whole number from 0 to "
+        "18446744073709551615, got -1",
+    ),
+    "a time beyond all numbers": (
+        request_of(1, parameters={"timeout": 10**400}),
+        r"the parameter timeout: expected .* got 1000000000",
+    ),
+    "a time of thousands of digits": (
+        request_of(1, parameters={"timeout": "9" * 5000}),
+        r"the parameter timeout: expected .* got '9+\.\.\.9+'$",
     ),
     "shared memory": (
         {
@@ -423,7 +432,9 @@ async def test_deep_nesting_is_refused(served: Served) -> None:
     assert answer.status_code == 400
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "999999"])
+@pytest.mark.parametrize(
+    "length", ["-1", "x", "999999", pytest.param("9" * 5000, id="digits")]
+)
 async def test_a_length_beyond_the_body_is_refused(served: Served, length: str) -> None:
     answer = await served.client.post(
         INFER, json=request_of(1), headers={HEADER: length}

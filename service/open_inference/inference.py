@@ -1,5 +1,6 @@
 """An inference request, and its answer: what HTTP and gRPC translate from and to."""
 
+import reprlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,6 +21,9 @@ from service.tensors import Array, Signature
 MICROSECONDS: Final = 1e-6
 # The highest of the protocol's priorities; 0 is the server's own choice.
 HIGHEST_PRIORITY: Final = 1
+# The largest number that a parameter over gRPC can be, and its digits.
+LARGEST_NUMBER: Final = 2**64 - 1
+NUMBER_DIGITS: Final = 20
 SHARED_MEMORY: Final = "shared_memory_region"
 # A class is one of the last dimension's, and every instance has some.
 CLASSES_RANK: Final = 2
@@ -210,11 +214,18 @@ def _classes(name: str, array: Array, count: int, card: ModelCard) -> Array:
 def _whole_number(parameters: Parameters, name: str) -> int:
     """A parameter that counts something; 0 where there is none."""
     value = parameters.get(name, 0)
+    number = value
     # gRPC clients have sent numbers as text since before there was a field for each.
-    number = int(value) if isinstance(value, str) and value.isdecimal() else value
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+    if isinstance(value, str) and value.isdecimal() and len(value) <= NUMBER_DIGITS:
+        number = int(value)
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int)
+        or not 0 <= number <= LARGEST_NUMBER
+    ):
         raise InvalidRequest(
-            f"the parameter {name}: expected a whole number from 0, got {value!r}"
+            f"the parameter {name}: expected a whole number from 0 to "
+            f"{LARGEST_NUMBER}, got {reprlib.repr(value)}"
         )
     return number
 
@@ -222,5 +233,7 @@ def _whole_number(parameters: Parameters, name: str) -> int:
 def _text(parameters: Parameters, name: str) -> str:
     value = parameters.get(name, "")
     if not isinstance(value, str):
-        raise InvalidRequest(f"the parameter {name}: expected a string, got {value!r}")
+        raise InvalidRequest(
+            f"the parameter {name}: expected a string, got {reprlib.repr(value)}"
+        )
     return value

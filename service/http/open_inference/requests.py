@@ -1,5 +1,6 @@
 """The body of an inference request: JSON, with the bytes of its tensors behind it."""
 
+import reprlib
 from collections.abc import Mapping
 from functools import partial
 from math import prod
@@ -18,6 +19,8 @@ T = TypeVar("T")
 JSON_LENGTH: Final = b"inference-header-content-length"
 BINARY_SIZE: Final = "binary_data_size"
 BINARY_OUTPUTS: Final = "binary_data_output"
+# More than any length has; Python refuses to read numbers of thousands.
+LENGTH_DIGITS: Final = 18
 CONTENT_TYPE: Final = "content_type"
 BASE64: Final = "base64"
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -69,7 +72,7 @@ def json_length(headers: Mapping[bytes, bytes], body: bytes) -> int:
     text = headers.get(JSON_LENGTH)
     if text is None:
         return len(body)
-    if not text.isdigit() or int(text) > len(body):
+    if not text.isdigit() or len(text) > LENGTH_DIGITS or int(text) > len(body):
         raise InvalidRequest(
             "Inference-Header-Content-Length: expected a number up to the length of "
             f"the body, {len(body)}, got {text[:40].decode('latin-1')!r}"
@@ -97,8 +100,8 @@ def read(body: bytes, length: int) -> tuple[str, InferRequest]:
         else:
             if not isinstance(size, int) or not 0 <= size <= len(body) - at:
                 raise InvalidRequest(
-                    f"{tensor.name}: {BINARY_SIZE} is {size!r}; {len(body) - at} bytes "
-                    "are left in the body"
+                    f"{tensor.name}: {BINARY_SIZE} is {reprlib.repr(size)}; "
+                    f"{len(body) - at} bytes are left in the body"
                 )
             reader = partial(_of_bytes, tensor, body[at : at + size])
             at += size
