@@ -136,7 +136,7 @@ def parsed(text: bytes, kind: type[T]) -> T:
         raise InvalidRequest(
             f"the JSON is not as the protocol has it: {error}"
         ) from error
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(
             f"the body is not JSON: {error}", code="invalid_json"
         ) from error

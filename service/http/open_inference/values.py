@@ -26,11 +26,15 @@ def read(
         base64: Whether strings are encoded so, and not text.
 
     Raises:
-        InvalidTensor: They are of another type, or not as many as the shape needs.
+        InvalidTensor: They are of another type, or not as many as the shape needs; or
+            there is a number that no float is as large as, or a string that is no text.
     """
     values: Any = None if dtype.hasobject else number_array(text)
     if values is None:
-        values = orjson.loads(text)
+        try:
+            values = orjson.loads(text)
+        except orjson.JSONDecodeError as error:  # what has only been skipped so far
+            raise InvalidTensor(f"data: {error.msg}") from error
         if not isinstance(values, list):
             raise InvalidTensor("data: expected a list")
     if dtype.hasobject:
