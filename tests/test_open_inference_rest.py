@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
+import threading
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from service.engines.stub import StubEngine
+from service.http.open_inference import answers, requests
+from service.open_inference import inference
 from service.repository import Target
 from tests.support import LABELS, Served, image_of_class, only, serving, stub_version
 
@@ -357,6 +360,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         request_of(1, outputs=[{"name": "logits"}]),
         "there is no output 'logits'; there is 'probabilities'",
     ),
+    "an output twice": (
+        request_of(1, outputs=[{"name": "probabilities"}] * 2),
+        "the output 'probabilities' is asked for twice",
+    ),
     "a count that is none": (
         request_of(
             1,
@@ -461,6 +468,46 @@ async def test_a_length_beyond_the_body_is_refused(served: Served, length: str) 
     )
     assert answer.status_code == 400
     assert HEADER in answer.json()["error"]
+
+
+async def test_more_strings_than_the_shape_has_are_refused(served: Served) -> None:
+    document = {"inputs": [tensor(pixels_of_class(1), "BYTES", shape=[2])]}
+    del document["inputs"][0]["data"]
+    document["inputs"][0]["parameters"] = {"binary_data_size": 16}
+    answer = await binary(served, document, bytes(16))
+    assert answer.status_code == 400
+    assert "images: 8 bytes are left behind the last of 2" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("rows", [1, 10_000])
+async def test_many_elements_are_read_and_named_in_a_thread(
+    served: Served, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop is free for others meanwhile; few elements are not worth it."""
+    threads: dict[str, threading.Thread] = {}
+
+    def watch(module: Any, name: str) -> None:
+        watched = getattr(module, name)
+
+        def called(*arguments: Any) -> Any:
+            threads[name] = threading.current_thread()
+            return watched(*arguments)
+
+        monkeypatch.setattr(module, name, called)
+
+    watch(requests, "from_raw")
+    watch(inference, "most_probable")
+    watch(answers, "to_raw")
+    empty = tensor(np.zeros(rows), "BYTES", parameters={"binary_data_size": rows * 4})
+    del empty["data"]
+    await binary(served, {"inputs": [empty]}, bytes(rows * 4))
+    wanted = {"name": "probabilities", "parameters": {"classification": 1}}
+    document = {"parameters": {"binary_data_output": True}, "outputs": [wanted]}
+    await binary(served, request_of(*[1] * rows, **document))
+    here = threading.current_thread()
+    assert [name for name, thread in threads.items() if thread is not here] == (
+        [] if rows == 1 else ["from_raw", "most_probable", "to_raw"]
+    )
 
 
 async def test_bytes_that_belong_to_nothing_are_refused(served: Served) -> None:

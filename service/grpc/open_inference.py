@@ -49,8 +49,15 @@ from service.grpc.calls import CALLER, Context
 from service.grpc.streams import answer_each
 from service.metrics import RequestScope
 from service.open_inference import documents
-from service.open_inference.data_types import dtype_of, from_raw, shaped, to_raw
+from service.open_inference.data_types import (
+    dtype_of,
+    from_raw,
+    shaped,
+    slow_bytes,
+    to_raw,
+)
 from service.open_inference.inference import (
+    MANY_BYTES,
     InferAnswer,
     InferRequest,
     InputTensor,
@@ -62,8 +69,6 @@ from service.tensors import Array
 T = TypeVar("T")
 
 PROTOCOL: Final = "open_inference_grpc"
-# About a millisecond of reading numbers one by one, out of typed fields.
-LARGE_MESSAGE_BYTES: Final = 64 * 1024
 WANTS_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
 # Where elements travel that are not raw. The 16 bits of the other types have no field.
@@ -206,19 +211,21 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
     async def _run(
         self, request: ModelInferRequest, context: Context, scope: RequestScope
     ) -> ModelInferResponse:
-        raw = bool(request.raw_input_contents)
-        is_long = not raw and request.ByteSize() > LARGE_MESSAGE_BYTES
+        deadline = calls.deadline(self._gateway, context)
+        raw = request.raw_input_contents
+        is_long = request.ByteSize() - sum(map(len, raw)) > MANY_BYTES
         answer = await infer(
             self._gateway,
-            _request(request),
+            await maybe_in_thread(is_long, _request, request),
             target=documents.target(request.model_name, request.model_version),
-            run=partial(maybe_in_thread, is_long),
-            deadline=calls.deadline(self._gateway, context),
+            deadline=deadline,
             priority=calls.priority(context),
             caller=CALLER,
             scope=scope,
         )
-        return _response(answer, request.id, raw=raw)
+        return await maybe_in_thread(
+            answer.is_long, partial(_response, answer, request.id, raw=bool(raw))
+        )
 
 
 async def _told(context: Context, tell: Callable[..., T], *about: Any) -> T:
@@ -242,11 +249,7 @@ def _request(message: ModelInferRequest) -> InferRequest:
         )
     return InferRequest(
         inputs=[
-            InputTensor(
-                name=tensor.name,
-                read=partial(_array, tensor, raw[index] if raw else None),
-                parameters=_values(tensor.parameters),
-            )
+            _input(tensor, raw[index] if raw else None)
             for index, tensor in enumerate(message.inputs)
         ],
         outputs=[
@@ -254,6 +257,22 @@ def _request(message: ModelInferRequest) -> InferRequest:
             for one in message.outputs
         ],
         parameters=_values(message.parameters),
+    )
+
+
+def _input(
+    tensor: ModelInferRequest.InferInputTensor, raw: bytes | None
+) -> InputTensor:
+    slow = (
+        tensor.ByteSize()
+        if raw is None
+        else slow_bytes(raw, tensor.datatype, tensor.shape)
+    )
+    return InputTensor(
+        name=tensor.name,
+        read=partial(_array, tensor, raw),
+        slow_bytes=slow,
+        parameters=_values(tensor.parameters),
     )
 
 
@@ -268,9 +287,7 @@ def _values(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:
 
 def _array(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> Array:
     dtype = dtype_of(tensor.datatype)
-    shape = tuple(tensor.shape)
-    if min(shape, default=0) < 0:
-        raise InvalidTensor(f"a shape has no negative sizes; got {list(shape)}")
+    shape = tensor.shape
     if raw is not None:
         if tensor.HasField("contents"):
             raise InvalidTensor("give contents or raw_input_contents, not both")

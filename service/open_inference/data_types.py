@@ -1,7 +1,7 @@
 """How the protocol names the types of tensors, and how their bytes lie."""
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
@@ -69,15 +69,23 @@ def from_raw(content: bytes, dtype: np.dtype[Any], shape: Sequence[int]) -> Arra
         InvalidTensor: The bytes are not as many as the shape needs, or there is no
             such shape.
     """
+    elements = _elements(shape)
     if dtype.hasobject:
-        return shaped(list(_strings(content)), dtype, shape)
-    expected = _elements(shape) * dtype.itemsize
+        return shaped(_strings(content, elements), dtype, shape)
+    expected = elements * dtype.itemsize
     if len(content) != expected:
         raise InvalidTensor(
             f"{datatype_of(dtype)} of shape {list(shape)} takes {expected} bytes; got "
             f"{len(content)}"
         )
     return _arranged(np.frombuffer(content, dtype.newbyteorder("<")), shape)
+
+
+def slow_bytes(content: bytes, datatype: str, shape: Sequence[int]) -> int:
+    """How much of a tensor's bytes `from_raw` reads element by element."""
+    if datatype != BYTES or len(shape) > MOST_DIMENSIONS:
+        return 0
+    return min(len(content), LENGTH.size * abs(prod(shape)))
 
 
 def to_raw(array: Array) -> bytes:
@@ -114,23 +122,32 @@ def _elements(shape: Sequence[int]) -> int:
         raise InvalidTensor(
             f"expected at most {MOST_DIMENSIONS} dimensions, got {len(shape)}"
         )
+    if min(shape, default=0) < 0:
+        raise InvalidTensor(f"a shape has no negative sizes; got {list(shape)}")
     return prod(shape)
 
 
 def _arranged(array: Array, shape: Sequence[int]) -> Array:
     try:
-        return array.reshape(shape)
+        return array.reshape(tuple(shape))
     except ValueError as error:  # beside a 0 other sizes may be beyond all limits
         raise InvalidTensor(f"shape {list(shape)}: {error}") from error
 
 
-def _strings(content: bytes) -> Iterator[bytes]:
+def _strings(content: bytes, count: int) -> list[bytes]:
+    """At most so many; there are no more."""
+    strings: list[bytes] = []
     at = 0
-    while at < len(content):
+    while at < len(content) and len(strings) < count:
         start = at + LENGTH.size
         if start > len(content):
             raise InvalidTensor("BYTES end inside the length of an element")
         at = start + LENGTH.unpack_from(content, start - LENGTH.size)[0]
         if at > len(content):
             raise InvalidTensor("BYTES end before an element does")
-        yield content[start:at]
+        strings.append(content[start:at])
+    if at < len(content):
+        raise InvalidTensor(
+            f"{len(content) - at} bytes are left behind the last of {count} elements"
+        )
+    return strings

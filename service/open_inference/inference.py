@@ -1,7 +1,7 @@
 """An inference request, and its answer: what HTTP and gRPC translate from and to."""
 
 import reprlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,9 +11,10 @@ from models.card import ModelCard
 from service.batching import Priority
 from service.classification import most_probable
 from service.errors import InvalidRequest, InvalidTensor
+from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.metrics import RequestScope
-from service.open_inference.data_types import datatype_of
+from service.open_inference.data_types import datatype_of, shaped
 from service.prediction import Caller
 from service.repository import Target
 from service.tensors import Array, Signature
@@ -27,6 +28,10 @@ NUMBER_DIGITS: Final = 20
 SHARED_MEMORY: Final = "shared_memory_region"
 # A class is one of the last dimension's, and every instance has some.
 CLASSES_RANK: Final = 2
+CLASSIFICATION: Final = "classification"
+# A millisecond or two, of reading and of writing: more is done in a thread.
+MANY_BYTES: Final = 32 * 1024
+MANY_ELEMENTS: Final = 4 * 1024
 
 Parameters = Mapping[str, Any]
 
@@ -39,11 +44,13 @@ class InputTensor:
         name: As the model has it.
         read: Makes its array; raises `InvalidTensor` where its values are not what its
             datatype and shape say.
+        slow_bytes: How much of it `read` looks at element by element.
         parameters: What the request says besides.
     """
 
     name: str
     read: Callable[[], Array]
+    slow_bytes: int
     parameters: Parameters = field(default_factory=dict)
 
 
@@ -97,8 +104,10 @@ class InferAnswer:
     version: str
     outputs: Sequence[OutputTensor]
 
-
-Run = Callable[[Callable[[], dict[str, Array]]], Awaitable[dict[str, Array]]]
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes long to write."""
+        return sum(output.array.size for output in self.outputs) > MANY_ELEMENTS
 
 
 async def infer(
@@ -106,7 +115,6 @@ async def infer(
     request: InferRequest,
     *,
     target: Target,
-    run: Run,
     deadline: float,
     priority: Priority,
     caller: Caller,
@@ -118,7 +126,6 @@ async def infer(
         gateway: What serves.
         request: What is asked.
         target: The model that answers.
-        run: Reads the inputs, here or in a thread.
         deadline: Moment of `time.monotonic`, in seconds.
         priority: Whose turn it is, where the request does not say.
         caller: Who waits.
@@ -136,8 +143,10 @@ async def infer(
                 f"{name}: shared memory is not offered; send the values"
             )
 
-    async def read(_: Signature) -> dict[str, Array]:
-        return await run(lambda: _arrays(request.inputs))
+    async def read(signature: Signature) -> dict[str, Array]:
+        _check_outputs(request.outputs, signature)
+        is_long = sum(tensor.slow_bytes for tensor in request.inputs) > MANY_BYTES
+        return await maybe_in_thread(is_long, _arrays, request.inputs)
 
     timeout_us = _whole_number(request.parameters, "timeout")
     if timeout_us:
@@ -154,10 +163,16 @@ async def infer(
         caller=caller,
         scope=scope,
     )
+    outputs = prediction.outputs
+    is_long = sum(array.size for array in outputs.values()) > MANY_ELEMENTS and any(
+        CLASSIFICATION in output.parameters for output in request.outputs
+    )
     return InferAnswer(
         model=prediction.card.name,
         version=str(prediction.card.version),
-        outputs=_wanted(request.outputs, prediction.outputs, prediction.card),
+        outputs=await maybe_in_thread(
+            is_long, _wanted, request.outputs, outputs, prediction.card
+        ),
     )
 
 
@@ -174,6 +189,20 @@ def _arrays(inputs: Sequence[InputTensor]) -> dict[str, Array]:
     return arrays
 
 
+def _check_outputs(wanted: Sequence[WantedOutput], signature: Signature) -> None:
+    """Refuse what there is not, and what would make the answer as long as one likes."""
+    names: set[str] = set()
+    for one in wanted:
+        if one.name not in signature.outputs:
+            raise InvalidRequest(
+                f"there is no output {one.name!r}; there is "
+                f"{', '.join(map(repr, sorted(signature.outputs)))}"
+            )
+        if one.name in names:
+            raise InvalidRequest(f"the output {one.name!r} is asked for twice")
+        names.add(one.name)
+
+
 def _wanted(
     wanted: Sequence[WantedOutput], outputs: Mapping[str, Array], card: ModelCard
 ) -> list[OutputTensor]:
@@ -181,13 +210,8 @@ def _wanted(
         return [OutputTensor(name=name, array=a) for name, a in outputs.items()]
     found = []
     for one in wanted:
-        array = outputs.get(one.name)
-        if array is None:
-            raise InvalidRequest(
-                f"there is no output {one.name!r}; there is "
-                f"{', '.join(map(repr, sorted(outputs)))}"
-            )
-        count = _whole_number(one.parameters, "classification")
+        array = outputs[one.name]
+        count = _whole_number(one.parameters, CLASSIFICATION)
         if count:
             array = _classes(one.name, array, count, card)
         found.append(OutputTensor(name=one.name, array=array, wanted=one))
@@ -196,19 +220,24 @@ def _wanted(
 
 def _classes(name: str, array: Array, count: int, card: ModelCard) -> Array:
     """The largest values of each row, as `value:index:label`."""
-    if array.ndim < CLASSES_RANK or array.dtype.hasobject:
+    if array.ndim < CLASSES_RANK or array.dtype.hasobject or not array.size:
         raise InvalidRequest(f"the output {name!r} holds no classes")
-    scores = array.reshape(len(array), -1)
+    # Of unsigned integers and booleans the largest are not the smallest of the negated.
+    scores = array.reshape(len(array), -1).astype(np.float64)
     indices = most_probable(scores, count)
     named = any(
         output.name == name and output.role != "other" for output in card.outputs
     )
     labels = card.labels if named and len(card.labels) == scores.shape[1] else None
-    classes = np.empty(indices.shape, object)
-    for (row, place), index in np.ndenumerate(indices):
-        text = f"{scores[row, index]:f}:{index}"
-        classes[row, place] = (f"{text}:{labels[index]}" if labels else text).encode()
-    return classes
+    values = np.take_along_axis(scores, indices, axis=1)
+    classes = [
+        f"{value:f}:{index}:{labels[index]}" if labels else f"{value:f}:{index}"
+        for value, index in zip(
+            values.ravel().tolist(), indices.ravel().tolist(), strict=True
+        )
+    ]
+    encoded = [one.encode() for one in classes]
+    return shaped(encoded, np.dtype(object), indices.shape)
 
 
 def _whole_number(parameters: Parameters, name: str) -> int:

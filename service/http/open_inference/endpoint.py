@@ -1,7 +1,6 @@
 """`/v2…`: health of models, metadata, inference and the repository, as plain ASGI."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
 import orjson
@@ -22,13 +21,11 @@ from service.http.open_inference.routes import Action, Route, route
 from service.http.sending import send_body, send_json
 from service.metrics import RequestScope
 from service.open_inference import documents
-from service.open_inference.inference import infer
+from service.open_inference.inference import MANY_BYTES, infer
 from service.repository import Target
 
 OK: Final = 200
 INTERNAL_ERROR: Final = 500
-# About a millisecond of reading.
-LARGE_JSON_BYTES: Final = 32 * 1024
 BINARY: Final = b"application/octet-stream"
 
 
@@ -116,9 +113,11 @@ class OpenInferenceEndpoint:
         gateway = self._gateway
         arrival = await Arrival.of(gateway, target, scope, receive, request)
         length = requests.json_length(arrival.headers, arrival.body)
-        run = partial(maybe_in_thread, length > LARGE_JSON_BYTES)
         if length:
-            request_id, asked = await run(requests.read, arrival.body, length)
+            is_long = length > MANY_BYTES
+            request_id, asked = await maybe_in_thread(
+                is_long, requests.read, arrival.body, length
+            )
         else:
             with gateway.repository.lease(target) as served:
                 signature, _ = served.signature(DEFAULT_SIGNATURE)
@@ -127,13 +126,14 @@ class OpenInferenceEndpoint:
             gateway,
             asked,
             target=target,
-            run=run,
             deadline=arrival.deadline,
             priority=arrival.priority,
             caller=caller_of(scope, receive),
             scope=request,
         )
-        return await run(answers.write, answer, asked, request_id)
+        return await maybe_in_thread(
+            answer.is_long, answers.write, answer, asked, request_id
+        )
 
 
 def _json(document: object) -> Body:

@@ -10,7 +10,12 @@ import msgspec
 
 from service.errors import InvalidRequest, InvalidTensor
 from service.http.open_inference import values
-from service.open_inference.data_types import dtype_of, from_raw, shaped
+from service.open_inference.data_types import (
+    dtype_of,
+    from_raw,
+    shaped,
+    slow_bytes,
+)
 from service.open_inference.inference import InferRequest, InputTensor, WantedOutput
 from service.tensors import Array, Signature, TensorSpec
 
@@ -96,17 +101,24 @@ def read(body: bytes, length: int) -> tuple[str, InferRequest]:
     for tensor in document.inputs:
         size = tensor.parameters.get(BINARY_SIZE)
         if size is None:
-            reader = partial(_of_json, tensor)
+            reader, slow = partial(_of_json, tensor), memoryview(tensor.data).nbytes
         else:
             if not isinstance(size, int) or not 0 <= size <= len(body) - at:
                 raise InvalidRequest(
                     f"{tensor.name}: {BINARY_SIZE} is {reprlib.repr(size)}; "
                     f"{len(body) - at} bytes are left in the body"
                 )
-            reader = partial(_of_bytes, tensor, body[at : at + size])
+            content = body[at : at + size]
+            reader = partial(_of_bytes, tensor, content)
+            slow = slow_bytes(content, tensor.datatype, tensor.shape)
             at += size
         inputs.append(
-            InputTensor(name=tensor.name, read=reader, parameters=tensor.parameters)
+            InputTensor(
+                name=tensor.name,
+                read=reader,
+                slow_bytes=slow,
+                parameters=tensor.parameters,
+            )
         )
     if at < len(body):
         raise InvalidRequest(
@@ -158,7 +170,9 @@ def only_input(body: bytes, signature: Signature) -> InferRequest:
         )
     (spec,) = specs
     return InferRequest(
-        inputs=[InputTensor(name=spec.name, read=partial(_whole, body, spec))],
+        inputs=[
+            InputTensor(name=spec.name, read=partial(_whole, body, spec), slow_bytes=0)
+        ],
         parameters={BINARY_OUTPUTS: True},
     )
 
