@@ -249,6 +249,27 @@ async def test_a_body_that_is_not_compressed_as_said_is_refused(
     assert "gzip" in answer.json()["error"] or "deflate" in answer.json()["error"]
 
 
+async def test_a_body_is_unpacked_in_a_thread(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short one may become as long as the limit; the loop is free meanwhile."""
+    threads: list[threading.Thread] = []
+    make = zlib.decompressobj
+
+    def watched(bits: int) -> Any:
+        threads.append(threading.current_thread())
+        return make(bits)
+
+    monkeypatch.setattr(zlib, "decompressobj", watched)
+    answer = await served.client.post(
+        INFER,
+        content=gzip.compress(json.dumps(request_of(9)).encode()),
+        headers={"content-encoding": "gzip"},
+    )
+    assert classes_of(answer.json()) == [9]
+    assert only(threads) is not threading.current_thread()
+
+
 NOT_UINT8 = (
     "images: data: expected a list of UINT8, nested evenly if at all, of integers from "
     "0 to 255"

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope
 
 from service.batching import Priority
 from service.errors import InvalidRequest, TooLarge
+from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http import terms
 from service.http.bodies import read_in_time
@@ -80,9 +81,13 @@ class Arrival:
             deadline=deadline,
             check=partial(gateway.predictor.check, target, scope=request),
         )
+        encoding = headers.get(ENCODING, b"")
         return cls(
             headers=headers,
-            body=_unpacked(body, headers.get(ENCODING, b""), limit),
+            # However short it is: it may become as long as the limit.
+            body=await maybe_in_thread(
+                bool(encoding), _unpacked, body, encoding, limit
+            ),
             deadline=deadline,
             priority=priority,
         )
