@@ -165,13 +165,7 @@ class Repository:
         name = name or self._settings.default_model
         if name is None:
             return self._only_model()
-        if name not in self._models:
-            raise NotFound(
-                f"there is no model {name!r}; there is "
-                f"{', '.join(map(repr, sorted(self._models))) or 'none yet'}",
-                code="model_not_found",
-            )
-        return self._models[name]
+        return self._named(name)
 
     async def start(self) -> None:
         """Load what the directory holds, then follow it until `stop`."""
@@ -216,12 +210,11 @@ class Repository:
             ModelNotReady: No version of it could be loaded.
         """
         await self.reconcile()  # it may have come a moment ago
-        model = self.model(name)
+        model = self._named(name)
         model.unloaded = False
-        for version in tuple(model.versions.values()):
+        for version in model.versions.values():
             version.fingerprint = frozenset()
-            if version.drain is not None:
-                await asyncio.wait([version.drain])
+        await _drained(model)
         await self.reconcile()
         if not model.available:
             raise ModelNotReady(_why_not_ready(model))
@@ -232,7 +225,7 @@ class Repository:
         Raises:
             NotFound: No such model.
         """
-        self.model(name).unloaded = True
+        self._named(name).unloaded = True
         await self.reconcile()
 
     async def configure(self, configs: Mapping[str, ModelConfig]) -> None:
@@ -243,12 +236,16 @@ class Repository:
             ModelNotReady: No version of one of them can be loaded.
         """
         await self.reconcile()
-        named = [self.model(name) for name in configs]
+        named = [self._named(name) for name in configs]
         for model in self._models.values():
             model.unloaded = model.name not in configs
         for model in named:
             model.config = configs[model.name]
         await self.reconcile()
+        if late := [model for model in named if not model.available]:
+            for model in late:
+                await _drained(model)
+            await self.reconcile()
         for model in named:
             if not model.available:
                 raise ModelNotReady(_why_not_ready(model))
@@ -445,6 +442,15 @@ class Repository:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("following the repository has failed", exc_info=error)
 
+    def _named(self, name: str) -> Model:
+        if name not in self._models:
+            raise NotFound(
+                f"there is no model {name!r}; there is "
+                f"{', '.join(map(repr, sorted(self._models))) or 'none yet'}",
+                code="model_not_found",
+            )
+        return self._models[name]
+
     def _only_model(self) -> Model:
         # One that is broken or half copied must not make the good one ambiguous.
         candidates = [model for model in self._models.values() if model.available] or [
@@ -475,6 +481,13 @@ class Repository:
                 code="label_not_found",
             )
         return labels[label]
+
+
+async def _drained(model: Model) -> None:
+    """Wait for what its versions have accepted that are being unloaded."""
+    for version in tuple(model.versions.values()):
+        if version.drain is not None:
+            await asyncio.wait([version.drain])
 
 
 def _processor_slots(settings: Settings) -> int:

@@ -245,6 +245,17 @@ async def test_a_version_that_comes_back_while_it_drains_serves_again(
         assert serving(repository) == [1]
 
 
+async def test_a_name_that_is_empty_controls_no_model(tmp_path: Path) -> None:
+    """To the only model goes what is asked for without a name, but no control."""
+    stub_version(tmp_path)
+    async with following(tmp_path) as repository:
+        with pytest.raises(NotFound, match="there is no model ''; there is 'stub'"):
+            await repository.unload("")
+        with pytest.raises(NotFound, match="there is no model ''; there is 'stub'"):
+            await repository.load("")
+        assert serving(repository) == [1]
+
+
 async def test_following_outlives_a_look_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

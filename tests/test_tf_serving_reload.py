@@ -1,5 +1,6 @@
 """HandleReloadConfigRequest, against what a real server answered."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from tensorflow_serving.apis import model_service_pb2_grpc
 from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest
 from tensorflow_serving.apis.model_management_pb2 import ReloadConfigRequest
 
+from service.repository import Target
 from tests.support import Served, serving, stub_version
 
 GOLDEN = Path(__file__).parent / "golden" / "grpc_reload"
@@ -41,7 +43,7 @@ async def controlled(
 
 def config_of(name: str = "inception", more: str = "") -> str:
     return (
-        f'config {{ name: "{name}" base_path: "/models/{name}" '
+        f'config {{ name: "{name}" base_path: "{"/models" if name else ""}/{name}" '
         f'model_platform: "tensorflow" {more} }}'
     )
 
@@ -145,6 +147,35 @@ async def test_a_model_that_is_not_in_the_repository_changes_nothing(
         with pytest.raises(grpc.aio.AioRpcError, match="there is no model 'ghost'"):
             await stub.HandleReloadConfigRequest(request_of(config_of("ghost")))
         assert await serving_versions(served) == {"inception": [1]}
+
+
+async def test_a_model_without_a_name_changes_nothing(tmp_path: Path) -> None:
+    stub_version(tmp_path, "inception")
+    async with controlled(tmp_path) as (served, stub):
+        with pytest.raises(grpc.aio.AioRpcError, match="there is no model ''"):
+            await stub.HandleReloadConfigRequest(request_of(config_of("")))
+        assert await serving_versions(served) == {"inception": [1]}
+
+
+async def test_a_model_that_is_still_being_unloaded_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    for name in ("inception", "second"):
+        stub_version(tmp_path, name)
+    async with controlled(tmp_path) as (served, stub):
+        repository = served.running.gateway.repository
+        both = request_of(config_of("inception"), config_of("second"))
+        with repository.lease(Target(name="second")):
+            await stub.HandleReloadConfigRequest(request_of(config_of()))
+            second = repository.models["second"]
+            drain = second.versions[1].drain
+            assert drain is not None
+            reload = asyncio.ensure_future(stub.HandleReloadConfigRequest(both))
+            while second.unloaded:
+                await asyncio.sleep(0)
+            assert not drain.done()
+        await reload
+        assert await serving_versions(served) == {"inception": [1], "second": [1]}
 
 
 async def test_clients_configure_models_only_where_they_may(tmp_path: Path) -> None:
