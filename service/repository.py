@@ -251,7 +251,17 @@ class Repository:
                 raise ModelNotReady(_why_not_ready(model))
 
     async def reconcile(self) -> None:
-        """Load and unload until what serves is what the directory asks for."""
+        """Load and unload until what serves is what the directory asks for.
+
+        That goes on where the caller is cancelled: nobody would free what a thread is
+        loading for it, and other models may be waiting for their turn.
+        """
+        task = asyncio.get_running_loop().create_task(self._reconcile())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _reconcile(self) -> None:
         async with self._reconciling:
             try:
                 found = await asyncio.to_thread(scan, self._settings.repository)

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import pytest
 
 from models.card import CARD_FILE
+from service import engines
 from service.engines.stub import StubEngine
 from service.errors import ModelNotReady, NotFound
 from service.metrics import Metrics
 from service.repository import Repository, Target, VersionState
 from service.settings import Settings
-from tests.support import stub_version
+from tests.support import only, stub_version
 
 
 @asynccontextmanager
@@ -243,6 +245,34 @@ async def test_a_version_that_comes_back_while_it_drains_serves_again(
         await until(lambda: state(repository, 1) is VersionState.END)
         await repository.reconcile()
         assert serving(repository) == [1]
+
+
+async def test_a_load_goes_on_when_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what a thread loads for it would stay in memory, and be loaded once more."""
+    begun, gate = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    loaded: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait()
+        loaded.append(load_now(*arguments, **options))
+        return loaded[-1]
+
+    load_now = engines.load
+    async with following(tmp_path) as repository:
+        monkeypatch.setattr(engines, "load", load)
+        stub_version(tmp_path)
+        loading = asyncio.ensure_future(repository.load("stub"))
+        await begun.wait()
+        loading.cancel()
+        await asyncio.wait([loading])
+        gate.set()
+        await until(lambda: serving(repository) == [1])
+        await repository.reconcile()
+        assert only(loaded) is repository.models["stub"].available[0].engine
 
 
 async def test_a_name_that_is_empty_controls_no_model(tmp_path: Path) -> None:
