@@ -39,6 +39,7 @@ from service.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
+LARGEST_VERSION: Final = 2**63 - 1
 # Where the file system sends no events (network volumes), this is how often we look.
 RESCAN_MILLISECONDS: Final = 5_000
 # With one, a model whose batches are short would wait for those of one whose are long.
@@ -400,7 +401,7 @@ class Repository:
         try:
             async for _ in changes:
                 await self._look()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ExceptionGroup) as error:
             logger.warning(
                 "cannot watch %s (%s); looking every %d s instead",
                 self._settings.repository,
@@ -551,7 +552,8 @@ def _why_not_ready(model: Model) -> str:
 def scan(root: Path) -> dict[str, dict[int, Path]]:
     """Model names to version numbers to directories, as they are on disk now.
 
-    What may not be read (`lost+found`, say) is no model.
+    What may not be read (`lost+found`, say) is no model, nor what no client could name:
+    a name that is no UTF-8, a version beyond 63 bits.
 
     Raises:
         OSError: The repository or a model's directory cannot be read at the moment.
@@ -560,11 +562,26 @@ def scan(root: Path) -> dict[str, dict[int, Path]]:
         model.name: {
             int(d.name): d
             for d in model.iterdir()
-            if d.name.isascii() and d.name.isdecimal() and int(d.name) and d.is_dir()
+            if d.name.isascii()
+            and d.name.isdecimal()
+            and 0 < int(d.name) <= LARGEST_VERSION
+            and d.is_dir()
         }
         for model in root.iterdir()
-        if model.is_dir() and model.name[0] != "." and os.access(model, os.R_OK)
+        if model.is_dir()
+        and model.name[0] != "."
+        and _is_text(model.name)
+        and os.access(model, os.R_OK)
     }
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name has been read as UTF-8: no byte of it stands for itself."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fingerprint(version_directory: Path) -> frozenset[tuple[str, int, int]]:

@@ -1,6 +1,7 @@
 """How the repository follows the directory: load, switch, drain, report."""
 
 import asyncio
+import os
 import shutil
 import threading
 from collections.abc import AsyncIterator
@@ -165,12 +166,28 @@ async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None
 
 async def test_names_that_are_no_versions_are_ignored(tmp_path: Path) -> None:
     stub_version(tmp_path, version=1)
-    for name in ("0", "-1", "1.5", "tmp", "²"):
+    for name in ("0", "-1", "1.5", "tmp", "²", str(2**63)):
         (tmp_path / "stub" / name).mkdir()
     (tmp_path / "README").touch()
     async with following(tmp_path) as repository:
         assert list(repository.models) == ["stub"]
         assert list(repository.models["stub"].versions) == [1]
+
+
+async def test_a_name_that_is_no_text_is_no_model_and_does_not_end_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What watches the directory ends at such a name; looking goes on."""
+    monkeypatch.setattr("service.repository.RESCAN_MILLISECONDS", 10)
+    async with following(tmp_path) as repository:
+        shutil.copytree(
+            stub_version(tmp_path / ".away"),
+            tmp_path / os.fsdecode(b"no text: \xff") / "1",
+        )
+        await until(lambda: "looking every" in caplog.text)
+        stub_version(tmp_path)
+        await until(lambda: "stub" in repository.models and serving(repository) == [1])
+        assert list(repository.models) == ["stub"]
 
 
 async def test_a_model_directory_without_versions_says_what_it_needs(
