@@ -187,6 +187,25 @@ async def test_an_error_does_not_end_a_stream(served: Served) -> None:
     assert classes_of(answers["7"].response) == [7]
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/blockserve.v1.ImageClassifier/ClassifyStream",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+    ],
+)
+async def test_a_message_that_cannot_be_read_costs_those_before_it_no_answer(
+    served: Served, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with channel_to(served) as channel:
+        call = channel.stream_stream(method)([b"", b"no message", b""])
+        assert await call.read()
+        with pytest.raises(grpc.aio.AioRpcError, match="a message cannot be read"):
+            await call.read()
+        assert await call.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "ERROR" not in caplog.text
+
+
 async def test_what_nobody_foresaw_does_not_end_a_stream(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,7 +52,7 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
                 return ClassifyStreamResponse(id=asked.id, error=_error(found))
             return ClassifyStreamResponse(id=asked.id, response=found)
 
-        async for one in answer_each(requests, answer):
+        async for one in answer_each(context, requests, answer):
             yield one
 
     async def _classify(

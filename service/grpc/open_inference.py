@@ -199,7 +199,7 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
                 response.parameters[IS_FINAL].bool_param = True
             return ModelStreamInferResponse(infer_response=response)
 
-        async for one in answer_each(requests, answer):
+        async for one in answer_each(context, requests, answer):
             yield one
 
     async def _infer(
