@@ -139,6 +139,19 @@ async def test_what_is_wrong_is_said(
     assert details in (refusal.value.details() or "")
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "\n"])
+async def test_a_long_error_still_comes_to_the_client(
+    served: Served, letter: str
+) -> None:
+    """Of headers that are too long it would be told just that."""
+    request = ClassifyRequest(images=[image_of_class(1)], model=letter * 20_000)
+    async with channel_to(served) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="there is no model") as refusal:
+            await stub_of(channel).Classify(request)
+    assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+    assert (refusal.value.details() or "").endswith("…")
+
+
 async def test_a_stream_answers_what_is_ready_first(tmp_path: Path) -> None:
     for name in ("slow", "fast"):
         stub_version(tmp_path, name)

@@ -31,6 +31,9 @@ PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 # Clients whose retry policy allows it wait so long before they try again.
 PUSHBACK: Final = "grpc-retry-pushback-ms"
 MILLISECONDS: Final = 1000
+# Three times as long on the wire at worst, and of headers beyond 8 KB clients may tell
+# nothing but that they were too long.
+LONGEST_DETAILS_BYTES: Final = 2_000
 INTERNAL: Final = "internal error; the server's log says why"
 # The first class of the error's ancestry that is listed decides.
 STATUS: Final[dict[type[BaseException], grpc.StatusCode]] = {
@@ -143,6 +146,14 @@ def _internal_error(error: Exception) -> str:
     return INTERNAL
 
 
+def _shortened(details: str) -> str:
+    """What a client can be told: it may quote what the client has sent."""
+    encoded = details.encode()
+    if len(encoded) <= LONGEST_DETAILS_BYTES:
+        return details
+    return encoded[:LONGEST_DETAILS_BYTES].decode(errors="ignore") + "…"
+
+
 async def _abort(
     context: Context, code: grpc.StatusCode, details: str, error: BlockserveError
 ) -> NoReturn:
@@ -150,5 +161,5 @@ async def _abort(
     if isinstance(error, Unavailable):
         wait = math.ceil(error.retry_after_seconds * MILLISECONDS)
         trailing = ((PUSHBACK, str(wait)),)
-    await context.abort(code, details, trailing)
+    await context.abort(code, _shortened(details), trailing)
     raise AssertionError  # `abort` has raised
