@@ -289,6 +289,14 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"inputs": [tensor(pixels_of_class(1))] * 2},
         "the input 'images' comes twice",
     ),
+    "more inputs than models have": (
+        {"inputs": [tensor(pixels_of_class(1), name=str(n)) for n in range(1001)]},
+        "expected at most 1000 inputs, got 1001",
+    ),
+    "more outputs than models have": (
+        request_of(1, outputs=[{"name": str(number)} for number in range(1001)]),
+        "expected at most 1000 outputs, got 1001",
+    ),
     "no such datatype": (
         {"inputs": [tensor(pixels_of_class(1), "INT4")]},
         "images: there is no datatype 'INT4'; there is BOOL, UINT8",

@@ -62,6 +62,7 @@ from service.open_inference.inference import (
     InferRequest,
     InputTensor,
     WantedOutput,
+    check_number,
     infer,
 )
 from service.tensors import Array
@@ -239,8 +240,10 @@ def _request(message: ModelInferRequest) -> InferRequest:
     """What a message asks for.
 
     Raises:
-        InvalidRequest: It has raw values, but not one for each input.
+        InvalidRequest: It has raw values, but not one for each input; or too many
+            inputs or outputs.
     """
+    check_number(inputs=message.inputs, outputs=message.outputs)
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise InvalidRequest(

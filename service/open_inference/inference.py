@@ -1,7 +1,7 @@
 """An inference request, and its answer: what HTTP and gRPC translate from and to."""
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +32,8 @@ CLASSIFICATION: Final = "classification"
 # A millisecond or two, of reading and of writing: more is done in a thread.
 MANY_BYTES: Final = 32 * 1024
 MANY_ELEMENTS: Final = 4 * 1024
+# More inputs, and more outputs, than a model has.
+MOST_TENSORS: Final = 1000
 
 Parameters = Mapping[str, Any]
 
@@ -108,6 +110,19 @@ class InferAnswer:
     def is_long(self) -> bool:
         """Whether it takes long to write."""
         return sum(output.array.size for output in self.outputs) > MANY_ELEMENTS
+
+
+def check_number(*, inputs: Sized, outputs: Sized) -> None:
+    """Refuse what nobody can mean before it is looked at, which takes its time.
+
+    Raises:
+        InvalidRequest: There are too many.
+    """
+    for what, tensors in (("inputs", inputs), ("outputs", outputs)):
+        if len(tensors) > MOST_TENSORS:
+            raise InvalidRequest(
+                f"expected at most {MOST_TENSORS} {what}, got {len(tensors)}"
+            )
 
 
 async def infer(

@@ -16,7 +16,12 @@ from service.open_inference.data_types import (
     shaped,
     slow_bytes,
 )
-from service.open_inference.inference import InferRequest, InputTensor, WantedOutput
+from service.open_inference.inference import (
+    InferRequest,
+    InputTensor,
+    WantedOutput,
+    check_number,
+)
 from service.tensors import Array, Signature, TensorSpec
 
 T = TypeVar("T")
@@ -96,6 +101,7 @@ def read(body: bytes, length: int) -> tuple[str, InferRequest]:
         InvalidRequest: It is not what the protocol says.
     """
     document = parsed(body[:length], Document)
+    check_number(inputs=document.inputs, outputs=document.outputs)
     inputs = []
     at = length
     for tensor in document.inputs:
