@@ -479,6 +479,12 @@ async def test_what_readers_of_json_may_skip_is_refused(
     assert message in answer.json()["error"]
 
 
+async def test_a_body_that_is_missing_is_no_empty_batch(served: Served) -> None:
+    answer = await served.client.post(INFER)
+    assert answer.status_code == 400
+    assert "the body is not JSON" in answer.json()["error"]
+
+
 async def test_deep_nesting_is_refused(served: Served) -> None:
     deep = b'{"parameters":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b'},"inputs":[]}'
     assert (await served.client.post(INFER, content=deep)).status_code == 400

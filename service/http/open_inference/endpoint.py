@@ -113,7 +113,7 @@ class OpenInferenceEndpoint:
         gateway = self._gateway
         arrival = await Arrival.of(gateway, target, scope, receive, request)
         length = requests.json_length(arrival.headers, arrival.body)
-        if length:
+        if length or requests.JSON_LENGTH not in arrival.headers:
             is_long = length > MANY_BYTES
             request_id, asked = await maybe_in_thread(
                 is_long, requests.read, arrival.body, length
