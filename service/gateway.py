@@ -69,7 +69,9 @@ class Gateway:
 
         Raises:
             InvalidRequest: They may not.
+            Draining: The process is shutting down.
         """
+        self.admit()
         if not self.settings.model_control:
             raise InvalidRequest(
                 "clients do not load or unload models here; the setting model_control "

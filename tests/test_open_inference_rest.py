@@ -718,6 +718,19 @@ async def test_a_model_can_be_unloaded_and_loaded_again(tmp_path: Path) -> None:
         assert classes_of(await inferred(served, request_of(3))) == [3]
 
 
+@pytest.mark.parametrize("action", ["load", "unload"])
+async def test_models_are_not_controlled_while_the_gateway_shuts_down(
+    tmp_path: Path, action: str
+) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, model_control=True) as served:
+        served.running.gateway.begin_drain()
+        path = f"/v2/repository/models/stub/{action}"
+        answer = await served.client.post(path, content=b"{}")
+        assert answer.status_code == 503
+        assert "shutting down" in answer.json()["error"]
+
+
 async def test_a_load_waits_for_what_an_unload_has_left(tmp_path: Path) -> None:
     stub_version(tmp_path)
     async with serving(tmp_path, model_control=True) as served:
