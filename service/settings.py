@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     max_request_timeout_seconds: float = Field(default=300, gt=0, allow_inf_nan=False)
     """Most time that a request may ask for; more is cut to this."""
     model_control: bool = False
-    """Whether clients may load and unload models (Open Inference Protocol)."""
+    """Whether clients may load, unload and configure models."""
     drain_timeout_seconds: float = Field(default=30, ge=0, allow_inf_nan=False)
     """Time that accepted requests have to finish after SIGTERM."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
