@@ -424,6 +424,21 @@ WRONG: dict[str, tuple[Any, str]] = {
         request_of(1, parameters={"signature_name": 7}),
         "the parameter signature_name: expected a string, got 7",
     ),
+    "a size that is none": (
+        {"inputs": [tensor(pixels_of_class(1), parameters={"binary_data_size": True})]},
+        "images: binary_data_size is True; 0 bytes are left in the body",
+    ),
+    "neither bytes nor JSON": (
+        request_of(
+            1,
+            outputs=[{"name": "probabilities", "parameters": {"binary_data": 1}}],
+        ),
+        "the parameter binary_data: expected true or false, got 1",
+    ),
+    "neither bytes nor JSON by default": (
+        request_of(1, parameters={"binary_data_output": "yes"}),
+        "the parameter binary_data_output: expected true or false, got 'yes'",
+    ),
     "bytes that are not there": (
         {"inputs": [tensor(pixels_of_class(1), parameters={"binary_data_size": 16})]},
         "images: binary_data_size is 16; 0 bytes are left in the body",

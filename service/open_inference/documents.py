@@ -20,6 +20,7 @@ from service.statistics import Tally
 from service.tensors import Signature, TensorSpec
 
 SERVER: Final = "blockserve"
+VERSION: Final = version(SERVER)
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
@@ -60,7 +61,7 @@ def server() -> Document:
     """What the server is."""
     return {
         "name": SERVER,
-        "version": version("blockserve"),
+        "version": VERSION,
         "extensions": list(EXTENSIONS),
     }
 

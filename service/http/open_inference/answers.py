@@ -1,5 +1,6 @@
 """The body of an answer: JSON, with the bytes of tensors behind it where wanted."""
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from service.open_inference.inference import (
     InferAnswer,
     InferRequest,
     OutputTensor,
+    Parameters,
 )
 from service.tensors import Array
 
@@ -37,9 +39,10 @@ def write(answer: InferAnswer, request: InferRequest, request_id: str) -> Body:
         request_id: The id that the client gave, or nothing.
 
     Raises:
-        InvalidRequest: An output holds strings that are no text for JSON.
+        InvalidRequest: An output holds strings that are no text for JSON, or the
+            request says neither yes nor no to bytes.
     """
-    binary_by_default = request.parameters.get(BINARY_OUTPUTS) is True
+    binary_by_default = _flag(request.parameters, BINARY_OUTPUTS, default=False)
     document: dict[str, Any] = {
         "model_name": answer.model,
         "model_version": answer.version,
@@ -54,8 +57,7 @@ def write(answer: InferAnswer, request: InferRequest, request_id: str) -> Body:
             "datatype": output.datatype,
             "shape": output.shape,
         }
-        asked = output.wanted.parameters if output.wanted else {}
-        if asked.get(BINARY, binary_by_default) is True:
+        if _is_binary(output, binary_by_default):
             content = to_raw(output.array)
             written["parameters"] = {BINARY_SIZE: len(content)}
             behind.append(content)
@@ -67,6 +69,21 @@ def write(answer: InferAnswer, request: InferRequest, request_id: str) -> Body:
     if not behind:
         return Body(text)
     return Body(b"".join((text, *behind)), len(text))
+
+
+def _is_binary(output: OutputTensor, default: bool) -> bool:
+    if output.wanted is None:
+        return default
+    return _flag(output.wanted.parameters, BINARY, default=default)
+
+
+def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(
+            f"the parameter {name}: expected true or false, got {reprlib.repr(value)}"
+        )
+    return value
 
 
 def _for_json(output: OutputTensor) -> Array | list[str]:

@@ -109,7 +109,8 @@ def read(body: bytes, length: int) -> tuple[str, InferRequest]:
         if size is None:
             reader, slow = partial(_of_json, tensor), memoryview(tensor.data).nbytes
         else:
-            if not isinstance(size, int) or not 0 <= size <= len(body) - at:
+            # A boolean is an integer, too, but no size.
+            if type(size) is not int or not 0 <= size <= len(body) - at:
                 raise InvalidRequest(
                     f"{tensor.name}: {BINARY_SIZE} is {reprlib.repr(size)}; "
                     f"{len(body) - at} bytes are left in the body"
