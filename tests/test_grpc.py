@@ -358,6 +358,18 @@ def reflected(port: int) -> dict[str, list[str]]:
         }
 
 
+async def test_a_message_that_cannot_be_read_is_the_client_s_mistake(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with channel_to(served) as channel:
+        for method in (f"{OURS}/Classify", "inference.GRPCInferenceService/ModelInfer"):
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await channel.unary_unary(f"/{method}")(b"no message")
+            assert refusal.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert "the message cannot be read" in (refusal.value.details() or "")
+    assert not caplog.records
+
+
 async def test_a_token_guards_streams_and_reflection(tmp_path: Path) -> None:
     stub_version(tmp_path)
     metadata = (("authorization", "Bearer secret"),)

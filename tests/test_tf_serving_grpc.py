@@ -64,7 +64,7 @@ DIFFERENCES = {
         "INVALID_ARGUMENT", "the same number of rows"
     ),
     # The gRPC library answers it, before it comes to us.
-    "malformed_protobuf": Difference("UNKNOWN", ""),
+    "malformed_protobuf": Difference("INVALID_ARGUMENT", "cannot be read"),
     "status_unknown_label": Difference("INVALID_ARGUMENT", "version label: nolabel"),
 }
 

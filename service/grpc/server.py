@@ -28,6 +28,7 @@ from proto.tensorflow.serving.prediction_service_pb2_grpc import (
 from service.gateway import Gateway
 from service.grpc.auth import RequireToken
 from service.grpc.image_classifier import ImageClassifierServicer
+from service.grpc.methods import Methods
 from service.grpc.open_inference import InferenceServicer
 from service.grpc.tf_serving import ModelServicer, PredictionServicer
 from service.settings import Settings
@@ -62,15 +63,16 @@ def create_server(gateway: Gateway) -> tuple[grpc.aio.Server, int]:
         interceptors=([RequireToken(Token(token.get_secret_value()))] if token else []),
         options=_options(settings),
     )
+    methods = Methods(server)
     for add, servicer in (
         (add_PredictionServiceServicer_to_server, PredictionServicer(gateway)),
         (add_ModelServiceServicer_to_server, ModelServicer(gateway)),
         (add_GRPCInferenceServiceServicer_to_server, InferenceServicer(gateway)),
         (add_ImageClassifierServicer_to_server, ImageClassifierServicer(gateway)),
     ):
-        add(servicer, server)  # type: ignore[no-untyped-call]  # generated
+        add(servicer, methods)  # type: ignore[no-untyped-call]  # generated
     names = [service.full_name for service in _SERVICES]
-    _follow_readiness(gateway, server, names)
+    _follow_readiness(gateway, methods, names)
     _tell_of(server, names)
     address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
     if settings.tls_certificate and settings.tls_key:
@@ -98,12 +100,10 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _follow_readiness(
-    gateway: Gateway, server: grpc.aio.Server, names: Sequence[str]
-) -> None:
+def _follow_readiness(gateway: Gateway, methods: Methods, names: Sequence[str]) -> None:
     """Add the service of health, which says of each service whether it is ready."""
     servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, methods)
     updates: set[asyncio.Task[None]] = set()
 
     async def update() -> None:
