@@ -5,9 +5,6 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from service.http.openapi import classify, open_inference, tf_serving
-from service.http.openapi.parts import REFERENCE
-
 
 def document(app: FastAPI) -> None:
     """Add the hot endpoints to the document that FastAPI makes."""
@@ -23,6 +20,14 @@ def document(app: FastAPI) -> None:
 
 
 def _add_to(schema: dict[str, Any]) -> None:
+    # Who only serves need not wait until all these models are made.
+    from service.http.openapi import (  # noqa: PLC0415
+        classify,
+        open_inference,
+        tf_serving,
+    )
+    from service.http.openapi.parts import REFERENCE  # noqa: PLC0415
+
     models = (*classify.MODELS, *tf_serving.MODELS, *open_inference.MODELS)
     _, definitions = TypeAdapter.json_schemas(
         [(model, "serialization", TypeAdapter(model)) for model in models],
