@@ -67,9 +67,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClosedLoop:
-    """So many connections, each of which sends when it has its answer."""
+    """So many requests under way: each that is answered makes place for the next."""
 
-    connections: int
+    concurrency: int
     duration_seconds: float
     warm_up_seconds: float
 
@@ -101,7 +101,8 @@ class Measurement:
     """What became of every request, one row each, in the order of their outcomes.
 
     Attributes:
-        statuses: int16, an HTTP status or a `Failure`.
+        statuses: int16, an HTTP status or a `Failure`; over gRPC 200, the number of a
+            status that is an error (1 to 16), or a `Failure`.
         latencies_seconds: float64; in an open loop from the intended moment.
         sent_at_seconds: float64, since the start of the window; intended as above.
             Negative where a closed loop sent during its warm-up.
@@ -196,7 +197,7 @@ def closed_loop(
         GeneratorFailed: It ended without a measurement; says what it printed.
     """
     load = ClosedLoop(
-        connections=connections,
+        concurrency=connections,
         duration_seconds=duration_seconds,
         warm_up_seconds=warm_up_seconds,
     )
@@ -274,8 +275,22 @@ def _generate(
         load=load,
         server_pid=server_pid,
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtest.generator"],
+    return measured_by("loadtest.generator", task, seconds=seconds)
+
+
+def measured_by(generator: str, task: object, *, seconds: float) -> Measurement:
+    """What a generator's process makes of a task.
+
+    Args:
+        generator: The module that it runs.
+        task: What it is told.
+        seconds: How long its load lasts.
+
+    Raises:
+        GeneratorFailed: It ended without a measurement; says what it printed.
+    """
+    done = subprocess.run(  # noqa: S603, our own modules
+        [sys.executable, "-m", generator],
         input=pickle.dumps(task),
         capture_output=True,
         check=False,

@@ -6,21 +6,15 @@ requests are bytes made beforehand, httptools reads the answers, uvloop moves th
 
 import asyncio
 import gc
-import os
-import pickle
 import resource
 import signal
-import sys
 import time
 from abc import ABC, abstractmethod
-from array import array
 from collections import deque
 from itertools import cycle
 from typing import Any, Final, cast
 
 import httptools
-import numpy as np
-import uvloop
 
 from loadtest.client import (
     OK,
@@ -31,11 +25,8 @@ from loadtest.client import (
     Task,
     poisson_arrivals,
 )
-from loadtest.processes import cpu_seconds
+from loadtest.generating import Outcomes, Window, run
 
-# A closed loop waits so long for an answer that closes its window, and then for each
-# answer that is still to come.
-PATIENCE_SECONDS: Final = 30
 RECONNECT_SECONDS: Final = 0.1
 # An open loop that needs more counts the request as a failed connection.
 MAX_CONNECTIONS: Final = 4096
@@ -70,11 +61,8 @@ class Generator(ABC):
         self._task = task
         self._requests = cycle(task.requests)
         self._loop = asyncio.get_running_loop()
-        self._finished: asyncio.Future[None] = self._loop.create_future()
-        self._loop.set_exception_handler(self._break_off)
-        self._statuses = array("h")
-        self._latencies = array("d")
-        self._sent_at = array("d")
+        self._loop.set_exception_handler(self._handle)
+        self._outcomes = Outcomes(task.server_pid)
 
     @abstractmethod
     async def run(self) -> Measurement:
@@ -92,6 +80,10 @@ class Generator(ABC):
     def lost(self, connection: "Connection") -> None:
         """A connection is closed."""
 
+    @abstractmethod
+    def break_off(self, error: BaseException) -> None:
+        """End with an error of ours."""
+
     def _connect(self, exchange: Exchange) -> None:
         exchange.connecting = self._loop.create_task(self._try_to_connect(exchange))
 
@@ -103,40 +95,11 @@ class Generator(ABC):
         except (OSError, asyncio.CancelledError):
             self._loop.call_soon(connection.connection_lost, None)
 
-    def _break_off(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _handle(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An error in a callback ends it all; those of connections are outcomes."""
         error = context.get("exception") or RuntimeError(context["message"])
-        if not isinstance(error, OSError) and not self._finished.done():
-            self._finished.set_exception(error)
-
-    def _record(self, exchange: Exchange, status: int, now: float) -> None:
-        self._statuses.append(status)
-        self._latencies.append(now - exchange.sent_at)
-        self._sent_at.append(exchange.sent_at)
-
-    def _start_clocks(self, now: float) -> None:
-        self._started = now
-        self._cpu = time.process_time()
-        self._server_cpu = self._server_cpu_seconds()
-
-    def _stop_clocks(self, now: float) -> None:
-        self._wall = now - self._started
-        self._cpu = time.process_time() - self._cpu
-        self._server_cpu = self._server_cpu_seconds() - self._server_cpu
-
-    def _server_cpu_seconds(self) -> float:
-        pid = self._task.server_pid
-        return 0.0 if pid is None else cpu_seconds(pid)
-
-    def _measurement(self) -> Measurement:
-        return Measurement(
-            statuses=np.array(self._statuses, np.int16),
-            latencies_seconds=np.array(self._latencies, np.float64),
-            sent_at_seconds=np.array(self._sent_at, np.float64) - self._started,
-            wall_seconds=self._wall,
-            cpu_seconds=self._cpu,
-            server_cpu_seconds=self._server_cpu,
-        )
+        if not isinstance(error, OSError):
+            self.break_off(error)
 
 
 class Connection(asyncio.Protocol):
@@ -214,35 +177,19 @@ class ClosedLoopGenerator(Generator):
 
     def __init__(self, task: Task, load: ClosedLoop) -> None:
         super().__init__(task)
-        self._load = load
-        self._window_open = False
-        self._draining = False
-        self._drained: asyncio.Future[None] = self._loop.create_future()
-        self._under_way: set[Exchange] = set()
+        self._concurrency = load.concurrency
+        self._window = Window(load, self._outcomes)
 
     async def run(self) -> Measurement:
         """Warm up, measure, drain."""
-        load = self._load
-        self._window_opens = time.perf_counter() + load.warm_up_seconds
-        self._window_closes = self._window_opens + load.duration_seconds
-        for _ in range(load.connections):
+        for _ in range(self._concurrency):
             self._begin()
-        longest = load.warm_up_seconds + load.duration_seconds + PATIENCE_SECONDS
-        await asyncio.wait({self._finished}, timeout=longest)
-        if self._finished.done():
-            self._finished.result()
-        else:
-            self._close_window(time.perf_counter())
-        if self._under_way:
-            await asyncio.wait({self._drained}, timeout=PATIENCE_SECONDS)
-        now = time.perf_counter()
-        for exchange in self._under_way:
-            self._record(exchange, Failure.TIMEOUT, now)
-        return self._measurement()
+        await self._window.wait()
+        return self._outcomes.measurement()
 
     def idle(self, connection: Connection) -> None:
         """Send the next request, unless the window is closed."""
-        if not self._draining:
+        if not self._window.is_closed:
             connection.send(self._next_exchange())
 
     def lost(self, connection: Connection) -> None:  # noqa: ARG002, gone for good
@@ -250,41 +197,21 @@ class ClosedLoopGenerator(Generator):
         self._loop.call_later(RECONNECT_SECONDS, self._begin)
 
     def resolve(self, exchange: Exchange, status: int) -> None:
-        """Count it if the window is open, and see whether it is to open or close."""
-        self._under_way.discard(exchange)
-        if self._draining:
-            if not self._under_way and not self._drained.done():
-                self._drained.set_result(None)
-            return
-        now = time.perf_counter()
-        if self._window_open:
-            self._record(exchange, status, now)
-            if now >= self._window_closes:
-                self._close_window(now)
-        elif now >= self._window_opens:
-            self._open_window(now)
+        """Count it, where it counts."""
+        self._window.resolve(exchange, status)
+
+    def break_off(self, error: BaseException) -> None:
+        """See `Generator`."""
+        self._window.break_off(error)
 
     def _begin(self) -> None:
-        if not self._draining:
+        if not self._window.is_closed:
             self._connect(self._next_exchange())
 
     def _next_exchange(self) -> Exchange:
         exchange = Exchange(next(self._requests), time.perf_counter())
-        self._under_way.add(exchange)
+        self._window.begin(exchange)
         return exchange
-
-    def _open_window(self, now: float) -> None:
-        self._window_open = True
-        self._window_closes = now + self._load.duration_seconds
-        self._start_clocks(now)
-
-    def _close_window(self, now: float) -> None:
-        if not self._window_open:
-            self._open_window(self._window_opens)
-        self._stop_clocks(now)
-        self._draining = True
-        if not self._finished.done():
-            self._finished.set_result(None)
 
 
 class OpenLoopGenerator(Generator):
@@ -296,6 +223,7 @@ class OpenLoopGenerator(Generator):
         self._connections = 0
         self._idle: list[Connection] = []
         self._unresolved: deque[Exchange] = deque()
+        self._finished: asyncio.Future[None] = self._loop.create_future()
 
     async def run(self) -> Measurement:
         """Send everything, and wait until all have their outcome."""
@@ -305,14 +233,14 @@ class OpenLoopGenerator(Generator):
         )
         start = time.perf_counter()
         self._due = deque((start + arrivals).tolist())
-        self._start_clocks(start)
+        self._outcomes.start_clocks(start)
         # The timers of the event loop count milliseconds, and an answer takes few.
         self._loop.add_signal_handler(signal.SIGALRM, self._send_what_is_due)
         self._send_what_is_due()
         self._expire()
         await self._finished
-        self._stop_clocks(time.perf_counter())
-        return self._measurement()
+        self._outcomes.stop_clocks(time.perf_counter())
+        return self._outcomes.measurement()
 
     def idle(self, connection: Connection) -> None:
         """Keep it for the next request."""
@@ -328,7 +256,12 @@ class OpenLoopGenerator(Generator):
         """Count it, once."""
         if not exchange.done:
             exchange.done = True
-            self._record(exchange, status, time.perf_counter())
+            self._outcomes.record(exchange, status, time.perf_counter())
+
+    def break_off(self, error: BaseException) -> None:
+        """See `Generator`."""
+        if not self._finished.done():
+            self._finished.set_exception(error)
 
     def _send_what_is_due(self) -> None:
         while self._due and self._due[0] <= time.perf_counter():
@@ -381,15 +314,11 @@ def _allow_connections() -> None:
 
 
 def main() -> None:
-    """Read a task from standard input, and write its measurement to standard output."""
-    task: Task = pickle.load(sys.stdin.buffer)  # noqa: S301, from our own process
+    """Do what `loadtest.client` says."""
     _allow_connections()
     # Nothing here lives in cycles but connections, and they are few.
     gc.disable()
-    measurement = uvloop.run(generate(task))
-    # What PYTHONUNBUFFERED makes of standard output may write a part, and say nothing.
-    with os.fdopen(sys.stdout.fileno(), "wb", closefd=False) as output:
-        pickle.dump(measurement, output)
+    run(generate)
 
 
 if __name__ == "__main__":
