@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from loadtest.processes import Server, announced, server
+from loadtest.processes import Server, ServerFailed, announced, server
 
 PROGRAM: Final = ("-m", "service")
-# The line is finished when the comma is there: the port is printed to its last digit.
-ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+),")
+# The line is there to its end, and the ports to their last digits.
+ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+), gRPC at \S+\n")
+GRPC_ANNOUNCEMENT: Final = re.compile(r"gRPC at (\S+)\n")
 
 
 @contextmanager
@@ -34,6 +35,18 @@ def gateway(
         command = gateway_command(only, "--http-port", "0", *flags, program=program)
         with server(command, ready=announced(ANNOUNCEMENT)) as started:
             yield started
+
+
+def grpc_address(server: Server) -> str:
+    """Where a server answers gRPC, as in `127.0.0.1:8001`.
+
+    Raises:
+        ServerFailed: It has not said so.
+    """
+    address = announced(GRPC_ANNOUNCEMENT)(server.printed)
+    if address is None:
+        raise ServerFailed(f"no address of gRPC in {server.printed!r}")
+    return address
 
 
 def gateway_command(

@@ -28,10 +28,15 @@ class ServerFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A server that runs."""
+    """A server that runs.
+
+    Attributes:
+        printed: What it had printed when it was ready.
+    """
 
     address: str
     pid: int
+    printed: str = ""
 
     def cpu_seconds(self) -> float:
         """What it and its children have taken of the processor so far."""
@@ -77,8 +82,8 @@ def server(
             stderr=subprocess.STDOUT,
         )
         try:
-            address = _wait(process, printed, ready)
-            yield Server(address=address, pid=process.pid)
+            address, text = _wait(process, printed, ready)
+            yield Server(address=address, pid=process.pid, printed=text)
         finally:
             _end(process)
 
@@ -94,14 +99,17 @@ def cpu_seconds(pid: int) -> float:
     return total
 
 
-def _wait(process: subprocess.Popen[bytes], printed: IO[bytes], ready: Ready) -> str:
+def _wait(
+    process: subprocess.Popen[bytes], printed: IO[bytes], ready: Ready
+) -> tuple[str, str]:
+    """Its address, and what it has printed."""
     give_up = time.monotonic() + START_SECONDS
     while True:
         running = process.poll() is None and time.monotonic() < give_up
         printed.seek(0)
         text = printed.read().decode(errors="replace")
         if address := ready(text):
-            return address
+            return address, text
         if not running:
             raise ServerFailed(f"{process.args!r} did not start:\n{text}")
         time.sleep(POLL_SECONDS)
