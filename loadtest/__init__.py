@@ -2,6 +2,7 @@
 
     python -m loadtest                        those that have budgets, and their summary
     python -m loadtest.overhead               what a request costs the gateway
+    python -m loadtest.protocols              the same image over each protocol
     python -m loadtest.saturation             throughput, against the engine alone
     python -m loadtest.latency_under_load     batching, against fixed settings
     python -m loadtest.overload               three times as much as it can do

@@ -6,7 +6,7 @@ Both answer as much as the gateway does with its five predictions.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from loadtest.processes import Server, announced, server
 
-PREDICTIONS: Final = [
+PREDICTIONS: Final[Sequence[Mapping[str, Any]]] = [
     {"label": str(index), "index": index, "probability": 0.1234567890123456 / index}
     for index in range(1, 6)
 ]

@@ -26,7 +26,9 @@ BLOCKSERVE: Final = (sys.executable, "-m", "service")
 ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+), gRPC at (\S+)")
 
 
-def stub_version(repository: Path, name: str = "stub", version: int = 1) -> Path:
+def stub_version(
+    repository: Path, name: str = "stub", version: int = 1, *, side: int = 4
+) -> Path:
     """A version directory that the stub engine loads: a card and an empty model."""
     card = ModelCard(
         name=name,
@@ -34,7 +36,11 @@ def stub_version(repository: Path, name: str = "stub", version: int = 1) -> Path
         architecture="stub",
         created=datetime(2026, 1, 1, tzinfo=UTC),
         image_input=ImageInput(
-            tensor="images", height=4, width=4, channels=1, colour_order="grey"
+            tensor="images",
+            height=side,
+            width=side,
+            channels=1,
+            colour_order="grey",
         ),
         outputs=(OutputTensor(name="probabilities", role="probabilities"),),
         labels=LABELS,

@@ -1,0 +1,271 @@
+"""The same 28×28 image over each protocol that the gateway speaks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import grpc
+import numpy as np
+import orjson
+
+from loadtest import client, grpc_baseline, grpc_client
+from loadtest import protocol_requests as requests
+from loadtest.client import Measurement, Request
+from loadtest.gateway import grpc_address
+from loadtest.grpc_client import Message
+from loadtest.overhead import CLASSIFY, raw
+from loadtest.processes import Server
+from loadtest.workloads import ANSWER_SECONDS, post
+from proto.blockserve.v1.image_classifier_pb2 import (
+    ClassifyResponse,
+    ClassifyStreamRequest,
+    ClassifyStreamResponse,
+)
+from proto.inference.infer_pb2 import ModelInferResponse
+from proto.tensorflow.serving.predict_pb2 import PredictResponse
+from proto.tensors import from_tensor_proto
+
+OUTPUT: Final = "probabilities"
+CLASSES: Final = 10
+FLOAT32: Final = np.dtype("<f4")
+OPEN_INFERENCE_GRPC: Final = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject(ABC):
+    """A protocol, and one of the ways to say with it what an image is.
+
+    Attributes:
+        best: The most probable class that an answer tells.
+    """
+
+    name: str
+    best: Callable[[bytes], int]
+
+    @abstractmethod
+    def body(self, image: bytes) -> bytes:
+        """What is sent for a JPEG, without what HTTP and gRPC put around it."""
+
+    @abstractmethod
+    def answers(self, server: Server, images: Sequence[bytes]) -> list[bytes]:
+        """What the server answers to each image, asked alone."""
+
+    @abstractmethod
+    def drive(
+        self,
+        server: Server,
+        images: Sequence[bytes],
+        answers: Sequence[bytes],
+        *,
+        concurrency: int,
+        **window: Any,
+    ) -> Measurement:
+        """Keep so many requests under way, whose answers are to be these.
+
+        Args:
+            server: Who answers.
+            images: Sent in turn.
+            answers: What each must get.
+            concurrency: How many.
+            window: Its length and the warm-up's; see `loadtest.client.closed_loop`.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverHttp(Subject):
+    """One request for each image, over connections that are kept."""
+
+    request: Callable[[bytes], Request]
+
+    def body(self, image: bytes) -> bytes:
+        """See `Subject`."""
+        return self.request(image).body
+
+    def answers(self, server: Server, images: Sequence[bytes]) -> list[bytes]:
+        """See `Subject`."""
+        return [
+            post(server.address, self.request(image)).raise_for_status().content
+            for image in images
+        ]
+
+    def drive(
+        self,
+        server: Server,
+        images: Sequence[bytes],
+        answers: Sequence[bytes],
+        *,
+        concurrency: int,
+        **window: Any,
+    ) -> Measurement:
+        """See `Subject`."""
+        requests = [
+            replace(self.request(image), expect=answer)
+            for image, answer in zip(images, answers, strict=True)
+        ]
+        return client.closed_loop(
+            server.address,
+            requests,
+            connections=concurrency,
+            server_pid=server.pid,
+            **window,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverGrpc(Subject):
+    """One call for each image, over one connection."""
+
+    method: str
+    message: Callable[[bytes], bytes]
+
+    def body(self, image: bytes) -> bytes:
+        """See `Subject`."""
+        return self.message(image)
+
+    def answers(self, server: Server, images: Sequence[bytes]) -> list[bytes]:
+        """See `Subject`."""
+        with grpc.insecure_channel(grpc_address(server)) as channel:
+            ask: Any = channel.unary_unary(self.method)
+            return [
+                ask(self.message(image), timeout=ANSWER_SECONDS) for image in images
+            ]
+
+    def drive(
+        self,
+        server: Server,
+        images: Sequence[bytes],
+        answers: Sequence[bytes],
+        *,
+        concurrency: int,
+        **window: Any,
+    ) -> Measurement:
+        """See `Subject`."""
+        messages = [
+            Message(self.message(image), expect=answer)
+            for image, answer in zip(images, answers, strict=True)
+        ]
+        return grpc_client.closed_loop(
+            grpc_address(server),
+            self.method,
+            messages,
+            calls=concurrency,
+            tags=self.tags(concurrency),
+            server_pid=server.pid,
+            **window,
+        )
+
+    def tags(self, _: int) -> Sequence[bytes]:
+        """See `loadtest.grpc_client.closed_loop`."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverStream(OverGrpc):
+    """All images over one call, as messages with an id."""
+
+    def answers(self, server: Server, images: Sequence[bytes]) -> list[bytes]:
+        """See `Subject`; without the ids."""
+        (tag,) = self.tags(1)
+        with grpc.insecure_channel(grpc_address(server)) as channel:
+            ask: Any = channel.stream_stream(self.method)
+            answers = []
+            for image in images:
+                asked = iter([tag + self.message(image)])
+                (answer,) = ask(asked, timeout=ANSWER_SECONDS)
+                answers.append(answer.removeprefix(tag))
+            return answers
+
+    def tags(self, count: int) -> Sequence[bytes]:
+        """The field `id`, which is the first of a message on both ways."""
+        return [
+            ClassifyStreamRequest(id=f"{number:03}").SerializeToString()
+            for number in range(count)
+        ]
+
+
+def _largest(values: Any) -> int:
+    return int(np.argmax(values))
+
+
+def _of_floats(content: bytes) -> int:
+    return _largest(np.frombuffer(content, FLOAT32))
+
+
+def _of_predictions(answer: Mapping[str, Any]) -> int:
+    index: int = answer["results"][0]["predictions"][0]["index"]
+    return index
+
+
+def _of_response(answer: ClassifyResponse) -> int:
+    return answer.results[0].predictions[0].index
+
+
+RAW_JPEG: Final = "HTTP, JPEG"
+SUBJECTS: Final[Sequence[Subject]] = (
+    OverHttp(
+        name=RAW_JPEG,
+        request=raw(CLASSIFY),
+        best=lambda answer: _of_predictions(orjson.loads(answer)),
+    ),
+    OverHttp(
+        name="TF Serving REST, JSON",
+        request=requests.tf_serving,
+        best=lambda answer: _largest(orjson.loads(answer)["predictions"][0]),
+    ),
+    OverHttp(
+        name="Open Inference REST, JSON",
+        request=requests.open_inference,
+        best=lambda answer: _largest(orjson.loads(answer)["outputs"][0]["data"]),
+    ),
+    OverHttp(
+        name="Open Inference REST, binary",
+        request=requests.open_inference_binary,
+        best=lambda answer: _of_floats(answer[-CLASSES * FLOAT32.itemsize :]),
+    ),
+    OverGrpc(
+        name="TF Serving gRPC, pixels",
+        method="/tensorflow.serving.PredictionService/Predict",
+        message=requests.predict,
+        best=lambda answer: _largest(
+            from_tensor_proto(PredictResponse.FromString(answer).outputs[OUTPUT])
+        ),
+    ),
+    OverGrpc(
+        name="Open Inference gRPC, pixels",
+        method=OPEN_INFERENCE_GRPC,
+        message=requests.model_infer,
+        best=lambda answer: _of_floats(
+            ModelInferResponse.FromString(answer).raw_output_contents[0]
+        ),
+    ),
+    OverGrpc(
+        name="Open Inference gRPC, JPEG",
+        method=OPEN_INFERENCE_GRPC,
+        message=requests.model_infer_file,
+        best=lambda answer: _of_floats(
+            ModelInferResponse.FromString(answer).raw_output_contents[0]
+        ),
+    ),
+    OverGrpc(
+        name="own gRPC, JPEG",
+        method="/blockserve.v1.ImageClassifier/Classify",
+        message=requests.classify,
+        best=lambda answer: _of_response(ClassifyResponse.FromString(answer)),
+    ),
+    OverStream(
+        name="own gRPC, JPEG, stream",
+        method="/blockserve.v1.ImageClassifier/ClassifyStream",
+        message=requests.classify_in_stream,
+        best=lambda answer: _of_response(
+            ClassifyStreamResponse.FromString(answer).response
+        ),
+    ),
+)
+# No subject of the gateway, but what is left of one without it.
+BARE_GRPC: Final = OverGrpc(
+    name="bare grpc.aio",
+    method=grpc_baseline.METHOD,
+    message=requests.classify,
+    best=lambda answer: _of_response(ClassifyResponse.FromString(answer)),
+)
