@@ -11,8 +11,6 @@ from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyStreamRequest,
     ClassifyStreamResponse,
     Error,
-    Prediction,
-    Result,
 )
 from service.classification import Classification
 from service.errors import BlockserveError, InvalidRequest, Unavailable
@@ -98,28 +96,23 @@ def _target(request: ClassifyRequest) -> Target:
 
 
 def _response(classification: Classification) -> ClassifyResponse:
-    rows = zip(
+    response = ClassifyResponse(
+        model=classification.model, version=classification.version
+    )
+    for row in zip(
         classification.indices.tolist(),
         classification.probabilities.tolist(),
         strict=True,
-    )
-    return ClassifyResponse(
-        model=classification.model,
-        version=classification.version,
-        results=[
-            Result(
-                predictions=[
-                    Prediction(
-                        label=classification.label(index),
-                        index=index,
-                        probability=probability,
-                    )
-                    for index, probability in zip(*row, strict=True)
-                ]
+    ):
+        # Added in place: what is made apart would be copied.
+        predictions = response.results.add().predictions
+        for index, probability in zip(*row, strict=True):
+            predictions.add(
+                label=classification.label(index),
+                index=index,
+                probability=probability,
             )
-            for row in rows
-        ],
-    )
+    return response
 
 
 def _error(error: BlockserveError) -> Error:
