@@ -19,7 +19,7 @@ from PIL import Image
 
 from loadtest.client import Request
 from loadtest.processes import ServerFailed
-from service.repository import scan
+from service.sources import scan
 
 JPEG_QUALITY: Final = 90
 JPEG_HEADERS: Final = MappingProxyType({"content-type": "image/jpeg"})

@@ -11,6 +11,7 @@ from service.metrics import Metrics
 from service.prediction import Predictor
 from service.repository import Repository
 from service.settings import Settings
+from service.sources import DirectorySource
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,12 @@ class Gateway:
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
-        self.repository = Repository(settings, self.metrics, on_change=self._changed)
+        self.repository = Repository(
+            settings,
+            self.metrics,
+            DirectorySource(settings),
+            on_change=self._changed,
+        )
         self.predictor = Predictor(settings, self.repository)
         self.classifier = Classifier(self.predictor, top_k=settings.top_k)
         self._draining = False

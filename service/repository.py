@@ -1,4 +1,4 @@
-"""The models on disk and the versions of them that serve; follows the disk as it moves.
+"""The models that there are and the versions of them that serve.
 
 A new version is loaded and warmed up before requests go to it; the version it replaces
 finishes what it has accepted. A version that cannot be loaded is reported, and the
@@ -7,18 +7,14 @@ latest good one goes on serving.
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from watchfiles import awatch
-
-from models.card import CardError, ModelCard
-from service import engines
+from models.card import CardError
 from service.batching import Processor
 from service.errors import (
     InvalidRequest,
@@ -28,22 +24,12 @@ from service.errors import (
 )
 from service.metrics import Metrics
 from service.model_config import ModelConfig
-from service.saved_model import signature_defs
-from service.served_version import (
-    ServedVersion,
-    callable_signatures,
-    infer_card,
-)
+from service.served_version import ServedVersion
 from service.settings import Settings
+from service.sources import Source
 from service.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
-
-LARGEST_VERSION: Final = 2**63 - 1
-# Where the file system sends no events (network volumes), this is how often we look.
-RESCAN_MILLISECONDS: Final = 5_000
-# With one, a model whose batches are short would wait for those of one whose are long.
-LEAST_SHARED_SLOTS: Final = 2
 
 
 class VersionState(StrEnum):
@@ -85,7 +71,7 @@ class Version:
     error: str | None = None
     served: ServedVersion | None = None
     drain: asyncio.Task[None] | None = None
-    fingerprint: frozenset[tuple[str, int, int]] = frozenset()
+    fingerprint: object = None
 
 
 @dataclass(slots=True, eq=False)
@@ -110,11 +96,12 @@ class Model:
 
 
 class Repository:
-    """Follows `settings.repository` and hands out the versions that serve.
+    """Follows a source of versions and hands out those that serve.
 
     Args:
-        settings: Where the models are, which versions to serve, and how.
+        settings: Which versions to serve, and how.
         metrics: Where versions register their time series.
+        source: Where they come from.
         on_change: Called on the event loop when a version's state has changed or its
             dispatching has crashed.
     """
@@ -123,13 +110,15 @@ class Repository:
         self,
         settings: Settings,
         metrics: Metrics,
+        source: Source,
         *,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._on_change = on_change
-        self._processor = Processor(_processor_slots(settings))
+        self._source = source
+        self._processor = Processor(source.slots)
         self._models: dict[str, Model] = {}
         # What nearly every request asks for; `None` is a request that names no model.
         self._latest: dict[str | None, ServedVersion] = {}
@@ -153,7 +142,7 @@ class Repository:
         crashed = [f"{v.name} version {v.version}" for v in served if v.crashed]
         if crashed:
             return f"dispatching has failed for {', '.join(crashed)}; restart"
-        return None
+        return self._source.problem
 
     def model(self, name: str | None = None) -> Model:
         """The model that a request names; `None` is the default, or the only one.
@@ -170,7 +159,6 @@ class Repository:
 
     async def start(self) -> None:
         """Load what the directory holds, then follow it until `stop`."""
-        self._settings.repository.mkdir(parents=True, exist_ok=True)
         self._spawn(self._follow())
         # The watch begins with the task's first step: what changes during the first
         # look is not missed.
@@ -185,6 +173,7 @@ class Repository:
                 for version in model.versions.values():
                     self._unload(version)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._source.close()
 
     def lease(self, target: Target) -> AbstractContextManager[ServedVersion]:
         """The version that answers a request, kept loaded while a block lasts.
@@ -214,7 +203,7 @@ class Repository:
         model = self._named(name)
         model.unloaded = False
         for version in model.versions.values():
-            version.fingerprint = frozenset()
+            version.fingerprint = None
         await _drained(model)
         await self.reconcile()
         if not model.available:
@@ -265,7 +254,7 @@ class Repository:
     async def _reconcile(self) -> None:
         async with self._reconciling:
             try:
-                found = await asyncio.to_thread(scan, self._settings.repository)
+                found = await self._source.scan()
             except OSError as error:
                 # A volume that is away for a moment must not unload what serves.
                 logger.warning("cannot read the repository: %s", error)
@@ -305,7 +294,9 @@ class Repository:
         if version.state is VersionState.UNLOADING:
             return False  # the next look, when it has drained, loads it again
         try:
-            fingerprint = await asyncio.to_thread(_fingerprint, version.path)
+            fingerprint = await self._source.fingerprint(
+                model.name, version.number, version.path
+            )
         except OSError:
             return False  # it is being written or removed at this moment
         if version.error is not None and fingerprint == version.fingerprint:
@@ -340,31 +331,18 @@ class Repository:
         return True
 
     async def _load(self, name: str, version: Version) -> ServedVersion:
-        settings = self._settings
-        engine = await asyncio.to_thread(
-            engines.load, settings.engine, version.path, slots=settings.engine_slots
-        )
+        loaded = await self._source.load(name, version.number, version.path)
+        engine, settings = loaded.engine, self._settings
+        card = {"name": name, "version": version.number}
         try:
-            card = ModelCard.read(version.path)
-            if card is None:
-                card = infer_card(engine.signatures)
-                logger.warning(
-                    "%s version %d has no model card; its image input and numbered "
-                    "labels are inferred from its signature",
-                    name,
-                    version.number,
-                )
             curves = {
                 signature.name: await warm_up(engine, signature, settings)
                 for signature in engine.signatures.values()
             }
-            definitions = await asyncio.to_thread(
-                signature_defs, version.path, callable_signatures(card, engine)
-            )
-            served = ServedVersion(
-                card=card.model_copy(update={"name": name, "version": version.number}),
+            return ServedVersion(
+                card=loaded.card.model_copy(update=card),
                 engine=engine,
-                signature_defs=definitions,
+                signature_defs=loaded.signature_defs,
                 curves=curves,
                 processor=self._processor,
                 metrics=self._metrics,
@@ -375,7 +353,6 @@ class Repository:
             engine.close()
             self._metrics.forget(name, version.number)
             raise
-        return served
 
     def _unload(self, version: Version) -> None:
         served = version.served
@@ -392,29 +369,7 @@ class Repository:
         logger.info("%s version %d is unloaded", served.name, served.version)
 
     async def _follow(self) -> None:
-        changes = awatch(
-            self._settings.repository,
-            stop_event=self._stopping,
-            rust_timeout=RESCAN_MILLISECONDS,
-            yield_on_timeout=True,
-        )
-        try:
-            async for _ in changes:
-                await self._look()
-        except (OSError, RuntimeError, ExceptionGroup) as error:
-            logger.warning(
-                "cannot watch %s (%s); looking every %d s instead",
-                self._settings.repository,
-                error,
-                RESCAN_MILLISECONDS // 1000,
-            )
-            await self._poll()
-
-    async def _poll(self) -> None:
-        while not self._stopping.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RESCAN_MILLISECONDS / 1000):
-                    await self._stopping.wait()
+        async for _ in self._source.changes(self._stopping):
             await self._look()
 
     async def _look(self) -> None:
@@ -501,10 +456,6 @@ async def _drained(model: Model) -> None:
             await asyncio.wait([version.drain])
 
 
-def _processor_slots(settings: Settings) -> int:
-    return max(LEAST_SHARED_SLOTS, settings.engine_slots or (os.cpu_count() or 1) // 4)
-
-
 def _pick(model: Model, number: int | None) -> ServedVersion:
     if number is None:
         available = model.available
@@ -547,48 +498,3 @@ def _why_not_ready(model: Model) -> str:
         for v in model.versions.values()
     )
     return f"model {model.name!r} is not serving: {', '.join(reasons)}"
-
-
-def scan(root: Path) -> dict[str, dict[int, Path]]:
-    """Model names to version numbers to directories, as they are on disk now.
-
-    What may not be read (`lost+found`, say) is no model, nor what no client could name:
-    a name that is no UTF-8, a version beyond 63 bits.
-
-    Raises:
-        OSError: The repository or a model's directory cannot be read at the moment.
-    """
-    return {
-        model.name: {
-            int(d.name): d
-            for d in model.iterdir()
-            if d.name.isascii()
-            and d.name.isdecimal()
-            and 0 < int(d.name) <= LARGEST_VERSION
-            and d.is_dir()
-        }
-        for model in root.iterdir()
-        if model.is_dir()
-        and model.name[0] != "."
-        and _is_text(model.name)
-        and os.access(model, os.R_OK)
-    }
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name has been read as UTF-8: no byte of it stands for itself."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _fingerprint(version_directory: Path) -> frozenset[tuple[str, int, int]]:
-    """Changes when a file of the version does."""
-    entries = set()
-    for path in version_directory.rglob("*"):
-        with suppress(FileNotFoundError):
-            stat = path.stat()
-            entries.add((str(path), stat.st_mtime_ns, stat.st_size))
-    return frozenset(entries)

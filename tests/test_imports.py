@@ -23,6 +23,7 @@ LAYERS: Final = (
     ("service.classification",),
     ("service.prediction",),
     ("service.repository",),
+    ("service.sources",),
     ("service.served_version", "service.warm_up", "service.saved_model"),
     ("service.batching", "service.decoding", "service.imaging"),
     ("service.engines",),

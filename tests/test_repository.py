@@ -18,13 +18,15 @@ from service.errors import ModelNotReady, NotFound
 from service.metrics import Metrics
 from service.repository import Repository, Target, VersionState
 from service.settings import Settings
+from service.sources import DirectorySource
 from tests.support import only, stub_version
 
 
 @asynccontextmanager
 async def following(root: Path, **settings: Any) -> AsyncIterator[Repository]:
     options = {"engine": "stub", "repository": root, **settings}
-    repository = Repository(Settings(**options), Metrics())
+    settings = Settings(**options)
+    repository = Repository(settings, Metrics(), DirectorySource(settings))
     await repository.start()
     yield repository
     await repository.stop()
@@ -152,7 +154,8 @@ async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None
     stub_version(tmp_path, version=1)
     options = {"engine": "stub", "repository": tmp_path}
     metrics = Metrics()
-    repository = Repository(Settings(**options), metrics)
+    settings = Settings(**options)
+    repository = Repository(settings, metrics, DirectorySource(settings))
     await repository.start()
     assert 'version="1"' in metrics.render("")[0].decode()
     stub_version(tmp_path, version=2)
@@ -329,7 +332,7 @@ async def test_a_version_that_vanishes_while_it_is_looked_at_is_left_for_later(
 
     stub_version(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("service.repository._fingerprint", vanish)
+        patch.setattr("service.sources.directory._fingerprint", vanish)
         async with following(tmp_path) as repository:
             assert serving(repository) == []
             patch.undo()

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from models.card import CardError, ModelCard
 from service.errors import InvalidSettings
-from service.repository import scan
 from service.settings import Settings
+from service.sources import scan
 
 
 def models(

@@ -18,8 +18,8 @@ from rich.console import Console
 from models.card import SAMPLE_FILE
 from service import logs
 from service.errors import InvalidSettings
-from service.repository import scan
 from service.settings import Settings
+from service.sources import scan
 
 # What to dial for an address that means every interface.
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104, not bound

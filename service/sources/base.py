@@ -1,0 +1,66 @@
+"""What a source of model versions is."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from models.card import ModelCard
+from proto.tensorflow.meta_graph_pb2 import SignatureDef
+from service.engines import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loaded:
+    """A version that can run.
+
+    Attributes:
+        card: What it is; name and version are not set yet.
+        engine: What runs it.
+        signature_defs: What requests can call, in TensorFlow's form.
+    """
+
+    card: ModelCard
+    engine: Engine
+    signature_defs: Mapping[str, SignatureDef]
+
+
+class Source(Protocol):
+    """Knows which versions there are, and how each is loaded."""
+
+    @property
+    def slots(self) -> int:
+        """Batches that may run at a time, over all versions."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing that it has loaded can run at the moment, if so."""
+
+    async def scan(self) -> Mapping[str, Mapping[int, Path]]:
+        """The versions that there are now: by model and number, where its files are.
+
+        Raises:
+            OSError: That cannot be told at the moment.
+        """
+
+    async def fingerprint(self, name: str, number: int, path: Path) -> object:
+        """Changes when the version does; one that could not be loaded is tried again.
+
+        Raises:
+            OSError: It is changing at this moment.
+        """
+
+    async def load(self, name: str, number: int, path: Path) -> Loaded:
+        """Load a version.
+
+        Raises:
+            UnsupportedModel: It cannot be.
+            CardError: Its card cannot be read.
+        """
+
+    def changes(self, stop: asyncio.Event) -> AsyncIterator[None]:
+        """Yields whenever `scan` may find something else, until `stop` is set."""
+
+    async def close(self) -> None:
+        """Free what all versions share; none is loaded any more."""
