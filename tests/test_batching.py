@@ -44,11 +44,16 @@ class Engine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.batches: list[list[int]] = []
+        self.deadlines: list[float] = []
+        self.failure: Exception | None = None
 
-    async def __call__(self, tensors: Tensors) -> dict[str, Any]:
+    async def __call__(self, tensors: Tensors, deadline: float) -> dict[str, Any]:
         rows = tensors["x"]
         self.batches.append(rows[:, 0].tolist())
+        self.deadlines.append(deadline)
         await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
         if POISON in rows:
             raise ValueError("poison")
         return {"y": rows * 2}
@@ -487,7 +492,7 @@ async def test_a_request_that_breaks_a_batch_fails_alone() -> None:
 
 
 async def test_an_engine_that_answers_too_few_rows_fails_the_request() -> None:
-    async def short(tensors: Tensors) -> dict[str, Any]:
+    async def short(tensors: Tensors, _: float) -> dict[str, Any]:
         return {"y": tensors["x"][:-1]}
 
     async with batching() as (batcher, _):
@@ -497,7 +502,7 @@ async def test_an_engine_that_answers_too_few_rows_fails_the_request() -> None:
 
 
 async def test_errors_of_our_own_reach_the_caller_as_they_are() -> None:
-    async def refuse(_: Tensors) -> dict[str, Any]:
+    async def refuse(_: Tensors, __: float) -> dict[str, Any]:
         raise InvalidTensor("wrong")
 
     async with batching() as (batcher, _):
@@ -507,7 +512,7 @@ async def test_errors_of_our_own_reach_the_caller_as_they_are() -> None:
 
 
 async def test_a_signature_without_rows_is_run_one_request_at_a_time() -> None:
-    async def total(tensors: Tensors) -> dict[str, Any]:
+    async def total(tensors: Tensors, _: float) -> dict[str, Any]:
         return {"y": tensors["x"].sum()}
 
     async with batching(batched=False) as (batcher, _):
@@ -677,3 +682,28 @@ def test_every_request_is_answered_once_with_its_own_rows(
             assert all(len(batch) <= max(largest, 8) for batch in engine.batches)
 
     asyncio.run(scenario())
+
+
+async def test_the_engine_is_told_until_when_somebody_waits() -> None:
+    async with batching() as (batcher, engine):
+        head = await occupy(batcher, engine)
+        soon, late = submit(batcher, 1, timeout=5), submit(batcher, 2, timeout=50)
+        latest = monotonic() + 50
+        engine.gate.set()
+        await asyncio.gather(head, soon, late)
+    assert engine.batches[1] == [1, 2]
+    assert engine.deadlines[1] == pytest.approx(latest, abs=1)
+
+
+async def test_what_no_request_is_to_blame_for_is_not_tried_one_by_one() -> None:
+    async with batching() as (batcher, engine):
+        head = await occupy(batcher, engine)
+        waiting = [submit(batcher, 1), submit(batcher, 2)]
+        await settle()
+        engine.failure = Overloaded("elsewhere", retry_after_seconds=3)
+        engine.gate.set()
+        results = await asyncio.gather(head, *waiting, return_exceptions=True)
+    assert engine.batches == [[0], [1, 2]]
+    assert all(isinstance(one, Overloaded) for one in results)
+    assert len({id(one) for one in results[1:]}) == 2
+    assert results[2].retry_after_seconds == 3  # type: ignore[union-attr]  # see above

@@ -30,7 +30,7 @@ class Shared:
         self._seconds = seconds
 
     def _batcher(self, name: str, seconds: float) -> Batcher:
-        async def infer(tensors: Tensors) -> dict[str, Any]:
+        async def infer(tensors: Tensors, _: float) -> dict[str, Any]:
             self.order.append(name)
             self.received[name] += self._seconds[name]
             self.running += 1

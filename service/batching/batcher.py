@@ -18,6 +18,7 @@ import logging
 import math
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -38,16 +39,18 @@ from service.batching.request import (
 )
 from service.errors import (
     BlockserveError,
+    DeadlineExceeded,
     Draining,
     EngineFailure,
     Overloaded,
+    Unavailable,
 )
 from service.metrics import VersionMetrics
 from service.tensors import Array, Tensors
 
 logger = logging.getLogger(__name__)
 
-Infer = Callable[[Tensors], Awaitable[dict[str, Array]]]
+Infer = Callable[[Tensors, float], Awaitable[dict[str, Array]]]
 
 # Of the places in the queue, batch requests get at most this share: an interactive one
 # finds a place however much bulk work waits.
@@ -161,6 +164,7 @@ class Batcher:
 
     Args:
         infer: Runs one batch: `{input: array[rows, …]}` to `{output: array[rows, …]}`.
+            Told the moment of `time.monotonic` after which nobody wants the answer.
         options: What is fixed.
         curve: What batches cost; corrected as they run.
         processor: Where slots are shared with other batchers.
@@ -549,7 +553,8 @@ class Batcher:
         if batch.padded_rows > batch.rows:
             padding = batch.padded_rows - batch.rows
             tensors = {name: _pad(array, padding) for name, array in tensors.items()}
-        outputs = await self._infer(tensors)
+        deadline = max(part.request.deadline for part in batch.slices)
+        outputs = await self._infer(tensors, deadline)
         if self._options.batched:
             _check_rows(outputs, batch.padded_rows)
         return outputs
@@ -592,6 +597,10 @@ class Batcher:
     def _fail(self, batch: _Batch, error: BaseException) -> None:
         if len(batch.slices) == 1:
             batch.slices[0].request.fail(_as_failure(error))
+            return
+        if isinstance(error, Unavailable | DeadlineExceeded):
+            for part in batch.slices:
+                part.request.fail(copy(error))
             return
         # One of them may be at fault: alone, each fails or succeeds for itself.
         logger.warning("a batch of %d requests failed: %r", len(batch.slices), error)

@@ -1,6 +1,7 @@
 """What an engine is: one loaded model version that runs batches."""
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,15 +25,23 @@ class Engine(Protocol):
     def slots(self) -> int:
         """Calls that may be under way at a time."""
 
-    async def infer(self, signature: str, tensors: Tensors) -> dict[str, Array]:
+    async def infer(
+        self, signature: str, tensors: Tensors, deadline: float = math.inf, /
+    ) -> dict[str, Array]:
         """Run one batch.
 
         Args:
             signature: A key of `signatures`.
             tensors: `{input: array[rows, …]}` that the signature has validated.
+            deadline: Moment of `time.monotonic` after which nobody wants the answer;
+                for engines that can tell others.
 
         Returns:
             `{output: array[rows, …]}`, owned by the caller.
+
+        Raises:
+            Unavailable: Not at the moment, whatever the batch.
+            DeadlineExceeded: The deadline has passed.
         """
 
     def close(self) -> None:
@@ -49,7 +58,9 @@ class InProcessEngine(ABC):
         self.slots = slots
         self._executor = ThreadPoolExecutor(slots, thread_name_prefix=self.kind)
 
-    async def infer(self, signature: str, tensors: Tensors) -> dict[str, Array]:
+    async def infer(
+        self, signature: str, tensors: Tensors, _deadline: float = math.inf, /
+    ) -> dict[str, Array]:
         """Run one batch in a free thread; see `Engine.infer`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(

@@ -5,6 +5,7 @@ given to the wrong request shows.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -69,7 +70,9 @@ class StubEngine:
         )
         return cls(signature, slots=slots or 1)
 
-    async def infer(self, signature: str, tensors: Tensors) -> dict[str, Array]:
+    async def infer(
+        self, signature: str, tensors: Tensors, _deadline: float = math.inf, /
+    ) -> dict[str, Array]:
         """Answer as the class describes; see `Engine.infer`."""
         if self._record:
             self.batches.append(tensors)
