@@ -96,6 +96,12 @@ _ELEMENTS: Final = {
 _DATA_TYPES: Final = {element.dtype: kind for kind, element in _ELEMENTS.items()}
 
 
+def dtype_of(data_type: DataType) -> np.dtype[Any] | None:
+    """The dtype of a `DataType`, in native byte order; `None` if it has none here."""
+    element = _ELEMENTS.get(data_type)
+    return None if element is None else element.dtype.newbyteorder("=")
+
+
 def to_tensor_proto(array: Array, *, typed: bool = False) -> TensorProto:
     """Write an array of any shape and memory layout.
 

@@ -9,6 +9,7 @@ BlockserveError
 ├── NotFound                     no such model, version, label or signature
 ├── Unavailable                  the same request may succeed later
 │   ├── ModelNotReady            known, but no version of it is serving
+│   ├── VersionGone              it served a moment ago, and another version may now
 │   ├── Overloaded               the queue is full, or too long for the deadline
 │   └── Draining                 the process is shutting down
 ├── ClientDisconnected           the caller went away and will read no answer
@@ -95,6 +96,12 @@ class ModelNotReady(Unavailable):
     """The model is known, but no version of it is serving."""
 
     code = "model_not_ready"
+
+
+class VersionGone(Unavailable):
+    """Who ran this version does so no more; another version may answer."""
+
+    code = "version_gone"
 
 
 class Overloaded(Unavailable):

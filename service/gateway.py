@@ -11,7 +11,7 @@ from service.metrics import Metrics
 from service.prediction import Predictor
 from service.repository import Repository
 from service.settings import Settings
-from service.sources import DirectorySource
+from service.sources import source_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Gateway:
         self.repository = Repository(
             settings,
             self.metrics,
-            DirectorySource(settings),
+            source_of(settings),
             on_change=self._changed,
         )
         self.predictor = Predictor(settings, self.repository)

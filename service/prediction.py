@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from models.card import DEFAULT_SIGNATURE, ModelCard
 from service.batching import Priority
 from service.decoding import Decoder
+from service.errors import VersionGone
 from service.metrics import RequestScope
 from service.repository import Repository, Target
 from service.served_version import ServedVersion
@@ -107,8 +108,8 @@ class Predictor:
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
-        with self._repository.lease(target) as served:
-            scope.resolved(served.metrics)
+
+        async def run(served: ServedVersion) -> Prediction:
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
             batcher.check(rows=1, deadline=deadline, priority=priority)
             tensors = await read(signature)
@@ -124,7 +125,9 @@ class Predictor:
                 outputs = await self._run_images(
                     images, served, deadline, priority, caller
                 )
-        return Prediction(card=served.card, signature=signature, outputs=outputs)
+            return Prediction(card=served.card, signature=signature, outputs=outputs)
+
+        return await self._run(run, target, scope)
 
     async def predict_images(
         self,
@@ -150,15 +153,36 @@ class Predictor:
             BlockserveError: Any of the errors in `service.errors`.
         """
         self._decoder.check(images)
-        with self._repository.lease(target) as served:
-            scope.resolved(served.metrics)
+
+        async def run(served: ServedVersion) -> Prediction:
             outputs = await self._run_images(images, served, deadline, priority, caller)
             signature = served.for_images.signature
-        return Prediction(card=served.card, signature=signature, outputs=outputs)
+            return Prediction(card=served.card, signature=signature, outputs=outputs)
+
+        return await self._run(run, target, scope)
 
     def close(self) -> None:
         """End the decoding threads."""
         self._decoder.close()
+
+    async def _run(
+        self,
+        run: Callable[[ServedVersion], Awaitable[Prediction]],
+        target: Target,
+        scope: RequestScope,
+    ) -> Prediction:
+        """Run on the version that is meant; on the next one, should it be gone."""
+        try:
+            with self._repository.lease(target) as served:
+                scope.resolved(served.metrics)
+                return await run(served)
+        except VersionGone:
+            if target.version is not None or target.label is not None:
+                raise
+        await self._repository.reconcile()
+        with self._repository.lease(target) as served:
+            scope.resolved(served.metrics)
+            return await run(served)
 
     async def _run_images(
         self,

@@ -17,6 +17,7 @@ from typing import Any, Final
 from models.card import CardError
 from service.batching import Processor
 from service.errors import (
+    BlockserveError,
     InvalidRequest,
     ModelNotReady,
     NotFound,
@@ -136,9 +137,11 @@ class Repository:
         """Why no request can be answered; `None` if some model serves."""
         served = [v for model in self._models.values() for v in model.available]
         if not self._models:
-            return f"{self._settings.repository} holds no model"
+            empty = f"{self._settings.repository} holds no model"
+            return self._source.problem or empty
         if not served:
-            return "; ".join(_why_not_ready(model) for model in self._models.values())
+            reasons = (_why_not_ready(model) for model in self._models.values())
+            return self._source.problem or "; ".join(reasons)
         crashed = [f"{v.name} version {v.version}" for v in served if v.crashed]
         if crashed:
             return f"dispatching has failed for {', '.join(crashed)}; restart"
@@ -308,7 +311,7 @@ class Repository:
             version.served = await self._load(model.name, version)
         except Exception as error:
             # A damaged model may raise anything; it must not stop the good ones.
-            expected = isinstance(error, UnsupportedModel | CardError)
+            expected = isinstance(error, UnsupportedModel | CardError | BlockserveError)
             version.error = str(error) or repr(error)
             self._metrics.model_load_failures_total.inc()
             logger.log(
@@ -371,6 +374,7 @@ class Repository:
     async def _follow(self) -> None:
         async for _ in self._source.changes(self._stopping):
             await self._look()
+            self._on_change()  # what can be asked may have changed, if no version has
 
     async def _look(self) -> None:
         try:

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 
 from proto.tensorflow.meta_graph_pb2 import SavedModel, SignatureDef, TensorInfo
 from proto.tensorflow.tensor_pb2 import TensorShapeProto
+from proto.tensors import dtype_of
 from service.data_types import enum_name
 from service.tensors import Signature, TensorSpec
 
@@ -33,6 +34,26 @@ def signature_defs(
         name: written.get(name) or _defined(signature)
         for name, signature in signatures.items()
     }
+
+
+def signature_of(name: str, definition: SignatureDef) -> Signature | None:
+    """What a definition promises; `None` if it is not all tensors of a known rank."""
+    inputs = {key: _spec(key, info) for key, info in definition.inputs.items()}
+    outputs = {key: _spec(key, info) for key, info in definition.outputs.items()}
+    known_inputs = {key: spec for key, spec in inputs.items() if spec is not None}
+    known_outputs = {key: spec for key, spec in outputs.items() if spec is not None}
+    if not outputs or known_inputs != inputs or known_outputs != outputs:
+        return None
+    return Signature(name=name, inputs=known_inputs, outputs=known_outputs)
+
+
+def _spec(name: str, info: TensorInfo) -> TensorSpec | None:
+    dtype = dtype_of(info.dtype)
+    if dtype is None or info.tensor_shape.unknown_rank:
+        return None
+    sizes = (dim.size for dim in info.tensor_shape.dim)
+    shape = tuple(None if size < 0 else size for size in sizes)
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
 def _written(version_directory: Path) -> Mapping[str, SignatureDef]:

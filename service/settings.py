@@ -6,11 +6,19 @@
 
 import tomllib
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, FilePath, PositiveInt, SecretStr, model_validator
+from pydantic import (
+    Field,
+    FilePath,
+    PositiveInt,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -18,9 +26,9 @@ from pydantic_settings import (
 
 from service.errors import InvalidSettings
 
-EngineChoice = Literal["auto", "openvino", "tensorflow", "stub"]
+EngineChoice = Literal["auto", "openvino", "tensorflow", "tfserving", "stub"]
 # With the others each process would load the model, and they share the processor.
-ENGINES_FOR_SEVERAL_WORKERS: Final = frozenset({"stub"})
+ENGINES_FOR_SEVERAL_WORKERS: Final = frozenset({"stub", "tfserving"})
 DEFAULT_CONFIG_FILE: Final = Path("blockserve.toml")
 
 
@@ -43,6 +51,19 @@ class Settings(BaseSettings):
     """What runs the models; auto takes OpenVINO, or TensorFlow where it must."""
     workers: int = Field(default=1, ge=1)
     """Gateway processes on the same ports, for an engine that runs elsewhere."""
+
+    tfserving: Annotated[tuple[str, ...], NoDecode] = ()
+    """Addresses of TensorFlow Serving: HOST:PORT,… unix:PATH or dns:///NAME:PORT."""
+    tfserving_models: Annotated[tuple[str, ...], NoDecode] = ()
+    """Models to ask it for, besides those with a directory in the repository."""
+    tfserving_calls_per_replica: int = Field(default=4, ge=1)
+    """Most calls that one replica of it has under way."""
+    tfserving_certificates: FilePath | None = None
+    """PEM certificates to trust; with them it is spoken to over TLS."""
+    tfserving_hedge_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False
+    )
+    """Time after which a second replica is asked as well, to cut the tail."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every interface."""
@@ -105,6 +126,26 @@ class Settings(BaseSettings):
     def _tls_needs_certificate_and_key(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
             message = "tls_certificate and tls_key belong together: give both or none"
+            raise ValueError(message)
+        return self
+
+    @field_validator("tfserving", "tfserving_models", mode="before")
+    @classmethod
+    def _commas_separate(cls, value: object) -> object:
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple):
+            return value
+        return tuple(
+            part.strip() for text in texts for part in str(text).split(",") if part
+        )
+
+    @model_validator(mode="after")
+    def _addresses_and_engine_belong_together(self) -> Self:
+        if (self.engine == "tfserving") != bool(self.tfserving):
+            message = (
+                "engine tfserving and the addresses of tfserving belong together, as "
+                "in --engine tfserving --tfserving localhost:8500"
+            )
             raise ValueError(message)
         return self
 

@@ -33,7 +33,7 @@ def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -
     An empty repository gets the demo model first.
     """
     settings = settings or Settings()
-    if _is_empty(settings.repository):
+    if settings.engine != "tfserving" and _is_empty(settings.repository):
         _build_demo(settings.repository)
     logs.configure(settings.log_level)
     # Imported late: the servers are not needed to say what is wrong with a setting.
