@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from proto.tensorflow.tensor_pb2 import DataType, TensorProto, TensorShapeProto
+from proto.wire import Part, length_delimited
 
 Array = npt.NDArray[Any]
 
@@ -16,12 +17,6 @@ Array = npt.NDArray[Any]
 MAX_TENSOR_BYTES: Final = 2**31 - 1
 # NumPy's limit.
 MAX_RANK: Final = 64
-# Protobuf's wire format.
-WIRE_TYPE_BITS: Final = 3
-LENGTH_DELIMITED: Final = 2
-VARINT_BITS: Final = 7
-LAST_VARINT_BYTE: Final = 0x7F
-CONTINUES: Final = 0x80
 
 
 class InvalidTensorProto(ValueError):
@@ -115,18 +110,45 @@ def to_tensor_proto(array: Array, *, typed: bool = False) -> TensorProto:
     Raises:
         TypeError: The dtype, or an element of an object array, is none of these.
     """
+    message = _without_values(array)
+    if message.dtype == DataType.DT_STRING:
+        message.string_val.extend(_encoded(value) for value in array.ravel().tolist())
+    elif typed:
+        _extend(message, _little_endian(array))
+    else:
+        message.tensor_content = _little_endian(array).tobytes()
+    return message
+
+
+def tensor_parts(array: Array) -> list[Part]:
+    """The bytes of what `to_tensor_proto` writes, numbers as they lie in memory.
+
+    Args:
+        array: As `to_tensor_proto` takes it; to be left alone until the parts are used.
+
+    Raises:
+        TypeError: As `to_tensor_proto` does.
+    """
+    message = _without_values(array)
+    if message.dtype == DataType.DT_STRING:
+        return [to_tensor_proto(array).SerializeToString()]
+    numbers = np.ascontiguousarray(_little_endian(array)).reshape(-1).view(np.uint8)
+    return [
+        message.SerializeToString(),
+        *length_delimited(TensorProto.TENSOR_CONTENT_FIELD_NUMBER, [numbers.data]),
+    ]
+
+
+def _without_values(array: Array) -> TensorProto:
     strings = array.dtype.kind in "OSU"
     dtype = np.dtype("O") if strings else array.dtype.newbyteorder("<")
     if dtype not in _DATA_TYPES:
         raise TypeError(f"a {array.dtype} array has no TensorProto form here")
-    message = TensorProto(dtype=_DATA_TYPES[dtype], tensor_shape=_shape_proto(array))
-    if strings:
-        message.string_val.extend(_encoded(value) for value in array.ravel().tolist())
-    elif typed:
-        _extend(message, array.astype(dtype, copy=False))
-    else:
-        message.tensor_content = array.astype(dtype, copy=False).tobytes()
-    return message
+    return TensorProto(dtype=_DATA_TYPES[dtype], tensor_shape=_shape_proto(array))
+
+
+def _little_endian(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _extend(message: TensorProto, array: Array) -> None:
@@ -135,22 +157,11 @@ def _extend(message: TensorProto, array: Array) -> None:
     numbers = array.ravel().view(element.number).astype(element.carrier, copy=False)
     field = TensorProto.DESCRIPTOR.fields_by_name[element.field]
     if element.carrier in _PACKED_AS_THEY_ARE:
-        # Such a field is a key, a length, and the numbers as they lie in memory.
-        key = field.number << WIRE_TYPE_BITS | LENGTH_DELIMITED
-        content = numbers.tobytes()
-        message.MergeFromString(_varint(key) + _varint(len(content)) + content)
+        # Such a field holds the numbers as they lie in memory.
+        packed = length_delimited(field.number, [numbers.tobytes()])
+        message.MergeFromString(b"".join(packed))
     else:
         getattr(message, element.field).extend(numbers.tolist())
-
-
-def _varint(number: int) -> bytes:
-    """A number in protobuf's variable-length encoding."""
-    encoded = bytearray()
-    while number > LAST_VARINT_BYTE:
-        encoded.append(number & LAST_VARINT_BYTE | CONTINUES)
-        number >>= VARINT_BITS
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def from_tensor_proto(

@@ -46,7 +46,12 @@ from proto.tensorflow.serving.model_pb2 import ModelSpec
 from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from proto.tensorflow.serving.prediction_log_pb2 import PredictionLog
 from proto.tensorflow.tensor_pb2 import DataType, TensorProto, TensorShapeProto
-from proto.tensors import InvalidTensorProto, from_tensor_proto, to_tensor_proto
+from proto.tensors import (
+    InvalidTensorProto,
+    from_tensor_proto,
+    tensor_parts,
+    to_tensor_proto,
+)
 
 Array = npt.NDArray[Any]
 
@@ -553,6 +558,20 @@ def test_memory_layout_does_not_matter(array: Array) -> None:
     _assert_same(read, np.ascontiguousarray(array, np.int32))
 
 
+@repeatable
+@given(_arrays(NUMERIC))
+def test_the_parts_of_a_tensor_make_its_message(array: Array) -> None:
+    """Whatever its memory layout; strings as well."""
+    for one in (array, array.T, array.astype(array.dtype.newbyteorder(">"))):
+        _assert_parts_make_its_message(one)
+    _assert_parts_make_its_message(np.array([["grün", ""]]))
+
+
+def _assert_parts_make_its_message(array: Array) -> None:
+    made = TensorProto.FromString(b"".join(tensor_parts(array)))
+    assert made == to_tensor_proto(array)
+
+
 def test_bfloat16_of_either_byte_order_is_read_as_a_number() -> None:
     """Its bits are the upper half of a float32's, and little-endian in content."""
     bfloat16 = np.dtype(ml_dtypes.bfloat16)
@@ -594,6 +613,8 @@ def test_other_arrays_are_refused(array: Array) -> None:
     """With a TypeError, as TensorFlow does."""
     with pytest.raises(TypeError):
         to_tensor_proto(array)
+    with pytest.raises(TypeError):
+        tensor_parts(array)
 
 
 UINT8 = DataType.DT_UINT8
