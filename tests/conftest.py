@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from models.datasets import Dataset, digits
-from tests.support import BLOCKSERVE, started
+from tests.support import BLOCKSERVE, make_certificate, started
 
 _BUILD: Final = pytest.StashKey[tuple[Path, subprocess.Popen[bytes]]]()
 
@@ -98,14 +98,5 @@ def grpc_address(announcement: str) -> str:
 @pytest.fixture
 def certificate(tmp_path: Path) -> dict[str, Path]:
     """A certificate for 127.0.0.1 that signs itself, and its key."""
-    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", str(key), "-out", str(chain), "-subj", "/CN=127.0.0.1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        capture_output=True,
-        check=True,
-    )
+    key, chain = make_certificate(tmp_path, "chain")
     return {"tls_key": key, "tls_certificate": chain}

@@ -154,6 +154,21 @@ def started(
             process.kill()
 
 
+def make_certificate(directory: Path, name: str) -> tuple[Path, Path]:
+    """The key and the chain of a certificate for this machine that signs itself."""
+    key, chain = directory / f"{name}.key.pem", directory / f"{name}.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", str(key), "-out", str(chain), "-subj", "/CN=127.0.0.1"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    return key, chain
+
+
 def only(items: Any) -> Any:
     """The single item of a collection."""
     (item,) = items

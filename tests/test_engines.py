@@ -1,10 +1,14 @@
 """One contract for every engine, and what sets each apart."""
 
 import asyncio
+import re
 import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -15,10 +19,13 @@ from service import engines
 from service.engines import Engine
 from service.engines.openvino import OpenVinoEngine
 from service.errors import UnsupportedModel
-from service.settings import EngineChoice
-from tests.support import only
+from service.settings import EngineChoice, Settings
+from service.sources.tfserving import TfServingSource
+from tests.support import only, started
 
 ENGINES: tuple[EngineChoice, ...] = ("openvino", "tensorflow", "stub")
+# A gateway with the engine `tensorflow` stands for TensorFlow Serving.
+REMOTE = ("tfserving", "tfserving over a Unix socket")
 
 
 @pytest.fixture(scope="session")
@@ -35,13 +42,70 @@ def int8_directory(
     return copy
 
 
-@pytest.fixture(scope="session", params=[*ENGINES, "openvino int8"])
-def engine(
-    request: pytest.FixtureRequest, version_directory: Path, int8_directory: Path
-) -> Engine:
-    if request.param == "openvino int8":
-        return engines.load("openvino", int8_directory, slots=2)
-    return engines.load(request.param, version_directory, slots=2)
+@pytest.fixture(scope="session")
+def tensorflow_address(repository: Path) -> Iterator[str]:
+    """Where a process serves the build with TensorFlow, over gRPC."""
+    served = ("--repository", str(repository), "--engine", "tensorflow")
+    with started(*served) as (_, _, lines):
+        yield re.findall(r"gRPC at (\S+)", "".join(lines))[0]
+
+
+@asynccontextmanager
+async def forwarded(address: str, directory: Path) -> AsyncIterator[str]:
+    """A Unix socket that leads to an address."""
+    channel = grpc.aio.insecure_channel(address)
+
+    class Forward(grpc.GenericRpcHandler):
+        def service(self, details: grpc.HandlerCallDetails) -> Any:
+            async def call(request: bytes, _: Any) -> Any:
+                return await channel.unary_unary(details.method)(request)
+
+            return grpc.unary_unary_rpc_method_handler(call)
+
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Forward(),))
+    server.add_insecure_port(f"unix:{directory}/socket")
+    await server.start()
+    yield f"unix:{directory}/socket"
+    await server.stop(None)
+    await channel.close()
+
+
+@asynccontextmanager
+async def remote(address: str) -> AsyncIterator[Engine]:
+    """The engine of what is served at an address."""
+    source = TfServingSource(
+        Settings(engine="tfserving", tfserving=address, tfserving_models="inception")
+    )
+    (path,) = (await source.scan())["inception"].values()
+    loaded = await source.load("inception", 1, path)
+    yield loaded.engine
+    await source.close()
+
+
+@pytest.fixture(scope="session", params=[*ENGINES, "openvino int8", *REMOTE])
+async def engine(
+    request: pytest.FixtureRequest,
+    version_directory: Path,
+    int8_directory: Path,
+    tensorflow_address: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Engine]:
+    match request.param:
+        case "openvino int8":
+            yield engines.load("openvino", int8_directory, slots=2)
+        case "tfserving":
+            async with remote(tensorflow_address) as loaded:
+                yield loaded
+        case "tfserving over a Unix socket":
+            directory = tmp_path_factory.mktemp("socket")
+            async with (
+                forwarded(tensorflow_address, directory) as address,
+                remote(address) as loaded,
+            ):
+                yield loaded
+        case choice:
+            yield engines.load(choice, version_directory, slots=2)
 
 
 def random_images(rows: int, seed: int = 0) -> np.ndarray[Any, Any]:

@@ -7,8 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from models.card import ModelCard
-from proto.tensorflow.serving.get_model_metadata_pb2 import SignatureDefMap
+from google.protobuf.message import DecodeError
+
+from models.card import CARD_FILE, ModelCard
+from proto.tensorflow.meta_graph_pb2 import SignatureDef
+from proto.tensorflow.serving.get_model_metadata_pb2 import (
+    GetModelMetadataResponse,
+    SignatureDefMap,
+)
 from service.engines.tfserving import ReplicaPool, TfServingEngine
 from service.errors import UnsupportedModel
 from service.saved_model import signature_of
@@ -43,8 +49,11 @@ class TfServingSource:
         )
         self._started = False
         self._last: dict[str, frozenset[int]] = {}
-        calls = len(settings.tfserving) * settings.tfserving_calls_per_replica
-        self.slots = settings.engine_slots or calls
+
+    @property
+    def slots(self) -> int:
+        """See `Source`."""
+        return self._settings.engine_slots or self._pool.slots
 
     @property
     def problem(self) -> str | None:
@@ -65,7 +74,9 @@ class TfServingSource:
         if self._pool.problem is None:
             # Versions stay while nobody can be asked: they are there again with the
             # first replica that comes back.
-            self._last = {name: self._pool.versions(name) for name in self._names}
+            self._last = {
+                name: frozenset(self._pool.versions(name)) for name in self._names
+            }
         root = self._settings.repository
         return {
             name: {number: root / name / str(number) for number in versions}
@@ -73,21 +84,21 @@ class TfServingSource:
             if versions
         }
 
-    async def fingerprint(self, name: str, number: int, path: Path) -> object:  # noqa: ARG002, servers tell
-        """See `Source`: what could not be loaded is tried again with every change."""
-        return object()
+    async def fingerprint(self, name: str, number: int, path: Path) -> object:
+        """See `Source`: it changes with its card and with the servers that have it."""
+        card = await asyncio.to_thread(_fingerprint_of_card, path)
+        return card, self._pool.versions(name).get(number)
 
     async def load(self, name: str, number: int, path: Path) -> Loaded:
         """See `Source`."""
-        metadata = await self._pool.metadata(name, number)
-        written = SignatureDefMap.FromString(
-            metadata.metadata["signature_def"].value
-        ).signature_def
+        written = _signature_defs(await self._pool.metadata(name, number))
         found = (signature_of(key, one) for key, one in written.items())
         signatures = {one.name: one for one in found if one is not None}
         if not signatures:
             raise UnsupportedModel("it has no signature that takes and gives tensors")
-        engine = TfServingEngine(self._pool, name, number, signatures, slots=self.slots)
+        engine = TfServingEngine(
+            self._pool, name, number, signatures, slots=lambda: self.slots
+        )
         card = await asyncio.to_thread(ModelCard.read, path)
         if card is None:
             card = infer_card(engine.signatures)
@@ -133,3 +144,17 @@ class TfServingSource:
     def _look_for_names(self) -> None:
         with suppress(OSError):  # it need not be mounted
             self._names |= scan(self._settings.repository).keys()
+
+
+def _signature_defs(metadata: GetModelMetadataResponse) -> Mapping[str, SignatureDef]:
+    written = SignatureDefMap()
+    with suppress(DecodeError):  # it is as good as empty
+        written.MergeFromString(metadata.metadata["signature_def"].value)
+    return written.signature_def
+
+
+def _fingerprint_of_card(path: Path) -> object:
+    with suppress(OSError):
+        stat = (path / CARD_FILE).stat()
+        return stat.st_mtime_ns, stat.st_size
+    return None

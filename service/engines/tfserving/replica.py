@@ -1,11 +1,14 @@
-"""One TensorFlow Serving: its channel, and what is known of it."""
+"""One TensorFlow Serving: its channel, what is known of it, and how it has fared."""
 
-import asyncio
 import logging
+import math
+from asyncio import Event
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from time import monotonic
+from typing import Any, Final, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from proto.tensorflow.serving.get_model_metadata_pb2 import (
     GetModelMetadataRequest,
@@ -17,6 +20,8 @@ from proto.tensorflow.serving.get_model_status_pb2 import (
     ModelVersionStatus,
 )
 from proto.tensorflow.serving.model_pb2 import ModelSpec
+
+M = TypeVar("M", bound=Message)
 
 PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
 METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMetadata"
@@ -42,17 +47,77 @@ OPTIONS: Final = (
 NOT_ASKED_YET: Final = "it has not been asked yet"
 # Probes in a row that find it too slow before it is taken out.
 MISSES: Final = 2
+# How long one that has refused a call, or not answered it, is asked only if there is no
+# other: twice as long with each that follows, up to the longest.
+REST_SECONDS: Final = 0.05
+LONGEST_REST_SECONDS: Final = 8.0
+# What a call ends with whose connection is lost.
+LOST: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 
 logger = logging.getLogger(__name__)
 
 
 class ReplicaFailed(Exception):
-    """A call got no answer from this replica; another may give one."""
+    """A call got no answer from this replica; another may give one.
 
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+    `is_lost` says that there is no connection any more: nobody has refused anything.
+    """
+
+    def __init__(
+        self, code: grpc.StatusCode, details: str, *, is_lost: bool = False
+    ) -> None:
         super().__init__(details)
         self.code = code
         self.details = details
+        self.is_lost = is_lost
+
+
+class Attempt:
+    """A `Predict` under way at one replica.
+
+    Attributes:
+        replica: Who is asked.
+        began_at: Since when.
+        overdue_at: From when on its silence means that something is wrong.
+    """
+
+    def __init__(self, replica: "Replica", call: Any) -> None:
+        self.replica = replica
+        self.began_at = monotonic()
+        self.overdue_at = math.inf
+        self._call = call
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is an answer, or will be none."""
+        done: bool = self._call.done()
+        return done
+
+    async def answer(self) -> bytes:
+        """The `PredictResponse`, once it is done.
+
+        Raises:
+            ReplicaFailed: There is none; says why.
+        """
+        if self._call.cancelled():
+            raise self.replica.failure(grpc.StatusCode.CANCELLED, "it was cancelled")
+        try:
+            answer: bytes = await self._call
+        except grpc.aio.AioRpcError as error:
+            raise self.replica.failure(error.code(), error.details()) from error
+        self.replica.has_answered()
+        return answer
+
+    def cancel(self) -> None:
+        """Tell the replica that nobody waits any more."""
+        self._call.cancel()
 
 
 class Replica:
@@ -68,6 +133,9 @@ class Replica:
         outstanding: Calls under way.
         problem: Why nothing is asked of it now; `None` if it is up.
         available: The versions that it serves, by model.
+        times_up: How often it has come up.
+        probed: Set once it has been asked for the first time.
+        doubted: Set where it should be asked at once what it serves.
     """
 
     def __init__(
@@ -82,9 +150,14 @@ class Replica:
         self.outstanding = 0
         self.problem: str | None = NOT_ASKED_YET
         self.available: Mapping[str, frozenset[int]] = {}
+        self.times_up = 0
+        self.probed = Event()
+        self.doubted = Event()
         self._on_change = on_change
-        self._calls: set[Any] = set()
         self._misses = 0
+        self._is_doubtful = False
+        self._rests_until = 0.0
+        self._rest_seconds = REST_SECONDS
         options: list[tuple[str, Any]] = [*OPTIONS]
         if server_name is not None:
             options.append(("grpc.ssl_target_name_override", server_name))
@@ -107,30 +180,50 @@ class Replica:
         """Whether it is up and has a version."""
         return self.is_up and version in self.available.get(model, ())
 
-    async def predict(self, request: bytes, timeout_seconds: float) -> bytes:
-        """Run a `PredictRequest`, and answer with a `PredictResponse`, both as bytes.
+    def is_trusted(self, now: float) -> bool:
+        """Whether it is asked like any other.
 
-        Raises:
-            ReplicaFailed: There is no answer; says why.
+        After a failure it rests, and then has one call at a time until it answers.
         """
-        self.outstanding += 1
+        return now >= self._rests_until and not (self._is_doubtful and self.outstanding)
+
+    def rest(self) -> None:
+        """It has refused a call, or not answered in time: ask others for a while."""
+        self._is_doubtful = True
+        self._rest_seconds = min(2 * self._rest_seconds, LONGEST_REST_SECONDS)
+        self._rests_until = monotonic() + self._rest_seconds
+
+    def has_answered(self) -> None:
+        """It works."""
+        self._is_doubtful = False
+        self._rest_seconds = REST_SECONDS
+        self._misses = 0
+
+    def ask(
+        self, request: bytes, timeout_seconds: float, on_end: Callable[[], None]
+    ) -> Attempt:
+        """Send a `PredictRequest`.
+
+        Args:
+            request: Its bytes.
+            timeout_seconds: How long anybody waits for the answer.
+            on_end: Called when it is done, or cancelled.
+        """
         call = self._predict(request, timeout=timeout_seconds)
-        self._calls.add(call)
-        try:
-            answer: bytes = await call
-        except grpc.aio.AioRpcError as error:
-            raise ReplicaFailed(error.code(), error.details() or "") from error
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise ReplicaFailed(
-                grpc.StatusCode.UNAVAILABLE, self.problem or "the call was cancelled"
-            ) from None
-        finally:
-            self._calls.discard(call)
+        self.outstanding += 1
+
+        def ended(_: Any) -> None:
             self.outstanding -= 1
-        return answer
+            on_end()
+
+        call.add_done_callback(ended)
+        return Attempt(self, call)
+
+    def failure(self, code: grpc.StatusCode, details: str | None) -> ReplicaFailed:
+        """What a call's end with a status other than OK means."""
+        is_ready = self._channel.get_state() is grpc.ChannelConnectivity.READY
+        is_lost = code in LOST and not is_ready
+        return ReplicaFailed(code, details or "", is_lost=is_lost)
 
     async def metadata(
         self, model: str, version: int, timeout_seconds: float
@@ -144,9 +237,8 @@ class Replica:
             model_spec=ModelSpec(name=model), metadata_field=["signature_def"]
         )
         request.model_spec.version.value = version
-        return GetModelMetadataResponse.FromString(
-            await self._ask(self._metadata, request, timeout_seconds)
-        )
+        answer = await self._ask(self._metadata, request, timeout_seconds)
+        return _read(GetModelMetadataResponse, answer)
 
     async def probe(self, models: Iterable[str], timeout_seconds: float) -> None:
         """Ask which versions it serves, and so whether it is up."""
@@ -155,29 +247,25 @@ class Replica:
             for model in models:
                 available[model] = await self._versions(model, timeout_seconds)
         except ReplicaFailed as failure:
-            self._misses += 1
-            # One late answer may mean that somebody was busy, perhaps this process.
-            is_late = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            if not is_late or self._misses >= MISSES:
-                self.take_out(f"{failure.code.name}: {failure.details}")
+            self._learn(failure)
             return
         self._misses = 0
-        if self.problem is not None:
-            logger.info("TensorFlow Serving at %s is up", self.target)
-        if self.problem is not None or available != self.available:
+        if available == self.available and self.is_up:
+            return
+        self.available = available
+        if not self.is_up:
             self.problem = None
-            self.available = available
-            self._on_change()
+            self.times_up += 1
+            logger.info("TensorFlow Serving at %s is up", self.target)
+        self._on_change()
 
     def take_out(self, problem: str) -> None:
-        """Ask nothing more of it, and give up what it has not answered."""
+        """Ask nothing more of it; what it has not answered is asked elsewhere."""
         was_up = self.is_up
-        if self.problem != problem and (was_up or self.problem == NOT_ASKED_YET):
+        if was_up or self.problem == NOT_ASKED_YET:
             logger.warning("TensorFlow Serving at %s is out: %s", self.target, problem)
         self.problem = problem
         if was_up:
-            for call in tuple(self._calls):
-                call.cancel()
             self._on_change()
 
     def forget(self, model: str, version: int) -> None:
@@ -186,9 +274,21 @@ class Replica:
         self.available = {**self.available, model: left}
         self._on_change()
 
-    async def close(self) -> None:
-        """End its connection."""
-        await self._channel.close()
+    async def close(self, grace_seconds: float | None = None) -> None:
+        """End its connection, with what is under way after a while."""
+        await self._channel.close(grace_seconds)
+
+    def _learn(self, failure: ReplicaFailed) -> None:
+        """What a probe that failed says of it."""
+        match failure.code:
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if self.is_up:
+                return  # its threads are all busy: it lives
+            case grpc.StatusCode.DEADLINE_EXCEEDED if self.is_up:
+                # One late answer may mean that somebody was busy, perhaps this process.
+                self._misses += 1
+                if self._misses < MISSES:
+                    return
+        self.take_out(f"{failure.code.name}: {failure.details}")
 
     async def _versions(self, model: str, timeout_seconds: float) -> frozenset[int]:
         request = GetModelStatusRequest(model_spec=ModelSpec(name=model))
@@ -200,7 +300,7 @@ class Replica:
             raise
         return frozenset(
             one.version
-            for one in GetModelStatusResponse.FromString(answer).model_version_status
+            for one in _read(GetModelStatusResponse, answer).model_version_status
             if one.state == ModelVersionStatus.AVAILABLE
         )
 
@@ -210,5 +310,18 @@ class Replica:
                 request.SerializeToString(), timeout=timeout_seconds
             )
         except grpc.aio.AioRpcError as error:
-            raise ReplicaFailed(error.code(), error.details() or "") from error
+            raise self.failure(error.code(), error.details()) from error
         return answer
+
+
+def _read(kind: type[M], answer: bytes) -> M:
+    """An answer as a message.
+
+    Raises:
+        ReplicaFailed: It is none.
+    """
+    try:
+        return kind.FromString(answer)
+    except DecodeError as error:
+        details = f"it answers what cannot be read: {error}"
+        raise ReplicaFailed(grpc.StatusCode.INTERNAL, details) from error

@@ -1,0 +1,407 @@
+"""How the engine `tfserving` follows which replicas there are and what they serve."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from service.engines.tfserving import ReplicaPool
+from service.errors import Unavailable
+from tests.replicas import (
+    HOST,
+    LONG_SECONDS,
+    MODEL,
+    STATES,
+    FakeReplica,
+    Load,
+    classified,
+    pooled,
+    proxied,
+    refusal,
+    replicas,
+    silence,
+    until,
+)
+from tests.support import make_certificate, only
+
+POOL = "service.engines.tfserving.pool"
+CHAIN = "tls_certificate"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas are asked more often than once a second."""
+    monkeypatch.setattr(f"{POOL}.PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(f"{POOL}.SHORTEST_PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(f"{POOL}.RESOLVE_SECONDS", 0.02)
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not answer soon does not answer."""
+    monkeypatch.setattr(f"{POOL}.PROBE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(f"{POOL}.LEAST_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(f"{POOL}.UNKNOWN_ANSWER_SECONDS", 0.01)
+
+
+def numbers(pool: ReplicaPool) -> list[int]:
+    """The versions that the replicas serve."""
+    return sorted(pool.versions(MODEL))
+
+
+async def asked_again(replica: FakeReplica, times: int = 5) -> None:
+    """Wait until it has been asked for its state some more times."""
+    before = replica.status_calls
+    await until(lambda: replica.status_calls >= before + times)
+
+
+def log_of(caplog: pytest.LogCaptureFixture, *addresses: str) -> list[str]:
+    """What was logged of replicas, without why."""
+    return [
+        record.getMessage().removeprefix("TensorFlow Serving at ").partition(":")[2]
+        for record in caplog.records
+        if record.name.startswith("service.engines.tfserving")
+        and any(address in record.getMessage() for address in addresses)
+    ]
+
+
+async def test_without_a_replica_the_pool_starts_and_says_what_is_wrong() -> None:
+    async with replicas() as (one,):
+        await one.stop()
+        async with pooled(one) as pool:
+            assert pool.problem is not None
+            assert f"no TensorFlow Serving is ready ({one.address}: " in pool.problem
+            assert "UNAVAILABLE" in pool.problem
+            with pytest.raises(Unavailable, match="no TensorFlow Serving is ready"):
+                await classified(pool)
+            assert pool.slots == 4
+            await one.start()
+            await until(lambda: pool.problem is None)
+            assert await classified(pool, 3) == 3
+
+
+async def test_a_call_waits_for_a_replica_that_is_away_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"{POOL}.RECOVERY_SECONDS", LONG_SECONDS)
+    async with replicas() as (one,), pooled(one) as pool:
+        await one.stop()
+        call = asyncio.create_task(classified(pool, 3))
+        await until(lambda: pool.problem is not None)
+        assert not call.done()
+        await one.start()
+        assert await call == 3
+
+
+async def test_once_all_have_been_away_for_longer_calls_fail_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(f"{POOL}.RECOVERY_SECONDS", LONG_SECONDS)
+    async with replicas() as (one,), pooled(one) as pool:
+        await one.stop()
+        await until(lambda: pool.problem is not None)
+        pool._down_since -= LONG_SECONDS
+        async with asyncio.timeout(LONG_SECONDS / 2):
+            with pytest.raises(Unavailable, match="no TensorFlow Serving is ready"):
+                await classified(pool)
+
+
+async def test_replicas_that_are_all_gone_and_come_back_are_used_again() -> None:
+    async with replicas(2) as made, pooled(*made) as pool:
+        for one in made:
+            await one.stop()
+        await until(lambda: pool.problem is not None)
+        assert numbers(pool) == []
+        for one in made:
+            await one.start()
+            await until(lambda: pool.problem is None)
+        await until(lambda: pool.slots == 8)
+        assert await classified(pool, 3) == 3
+
+
+async def test_slots_are_those_of_the_replicas_that_are_up() -> None:
+    async with replicas(3) as made, pooled(*made, calls_per_replica=5) as pool:
+        assert pool.slots == 15
+        await made[0].stop()
+        await until(lambda: pool.slots == 10)
+
+
+async def test_each_change_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with replicas(2) as (one, other), pooled(one, other) as pool:
+        port = one.address.rpartition(":")[2]
+        await one.stop()
+        await until(lambda: pool.slots == 4)
+        await asked_again(other, times=20)
+        await one.start()
+        await until(lambda: pool.slots == 8)
+        await asked_again(one)
+        told = [line.removeprefix(port) for line in log_of(caplog, one.address)]
+        assert [line[:8].strip(" :") for line in told] == ["is up", "is out", "is up"]
+
+
+async def test_a_replica_whose_threads_are_all_busy_stays() -> None:
+    """With its default thread count the real server refuses questions of state, too."""
+    async with replicas() as (one,), pooled(one) as pool:
+        one.status_failure = (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "Server Threadpool Exhausted",
+        )
+        await asked_again(one)
+        assert pool.problem is None
+        assert await classified(pool, 3) == 3
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_replica_that_answers_nothing_is_taken_out_and_loses_nothing() -> None:
+    async with replicas(2) as (bad, good), pooled(bad, good) as pool:
+        bad.behaviour = silence
+        bad.status_gate.clear()
+        calls = [asyncio.create_task(classified(pool, value)) for value in range(8)]
+        await until(lambda: pool.slots == 4)
+        assert await asyncio.gather(*calls) == list(range(8))
+        assert "DEADLINE_EXCEEDED" in str(
+            [one.problem for one in pool.replicas if not one.is_up]
+        )
+        bad.behaviour = bad._classify
+        bad.status_gate.set()
+        await until(lambda: pool.slots == 8)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_what_a_replica_is_at_when_it_is_taken_out_may_still_be_answered() -> (
+    None
+):
+    async with replicas() as (one,), pooled(one) as pool:
+        one.gate.clear()
+        call = asyncio.create_task(classified(pool, 3))
+        await until(lambda: one.under_way)
+        one.status_gate.clear()
+        await until(lambda: pool.problem is not None)
+        assert not call.done()
+        one.gate.set()
+        assert await call == 3
+        one.status_gate.set()
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_one_late_answer_takes_nobody_out() -> None:
+    async with replicas() as (one,), pooled(one) as pool:
+        replica = only(pool.replicas)
+        for _ in range(3):
+            one.status_gate.clear()
+            await until(lambda: replica._misses == 1)
+            one.status_gate.set()
+            await until(lambda: replica._misses == 0)
+        assert replica.times_up == 1
+
+
+async def test_an_answer_that_cannot_be_read_takes_out_and_asking_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with replicas() as (one,), pooled(one) as pool:
+        as_it_was = one.status
+
+        async def rubbish(*_: Any) -> bytes:
+            one.status_calls += 1
+            return b"\xff\xff"
+
+        one.methods["GetModelStatus"] = rubbish
+        await until(lambda: pool.problem is not None)
+        assert "cannot be read" in str(pool.problem)
+        await asked_again(one)
+        one.methods["GetModelStatus"] = as_it_was
+        await until(lambda: pool.problem is None)
+        assert sum("is out" in text for text in caplog.messages) == 1
+
+
+async def test_only_what_is_available_counts() -> None:
+    """A corrupt version stays LOADING in the real server, as long as that runs."""
+    states = {
+        1: STATES.AVAILABLE,
+        2: STATES.LOADING,
+        3: STATES.START,
+        4: STATES.UNLOADING,
+        5: STATES.END,
+    }
+    async with replicas(versions=states) as (one,), pooled(one) as pool:
+        assert numbers(pool) == [1]
+        one.versions[MODEL][2] = STATES.AVAILABLE
+        await until(lambda: numbers(pool) == [1, 2])
+
+
+async def test_a_version_that_one_replica_has_is_asked_of_that_one_only() -> None:
+    async with replicas(2) as (one, other):
+        other.versions[MODEL] = {1: STATES.AVAILABLE, 2: STATES.AVAILABLE}
+        async with pooled(one, other) as pool:
+            assert numbers(pool) == [1, 2]
+            for value in range(4):
+                assert await classified(pool, value, version=2) == value
+            assert (len(one.asked), len(other.asked)) == (0, 4)
+
+
+async def test_metadata_comes_from_whichever_replica_answers() -> None:
+    async with replicas(2) as made, pooled(*made) as pool:
+        for one in made:
+            one.methods["GetModelMetadata"] = one.metadata
+        made[0].methods["GetModelMetadata"] = _unavailable
+        assert (await pool.metadata(MODEL, 1)).metadata.keys() == {"signature_def"}
+        made[1].methods["GetModelMetadata"] = _unavailable
+        with pytest.raises(Unavailable, match="later"):
+            await pool.metadata(MODEL, 1)
+        with pytest.raises(Unavailable, match="serves stub version 9"):
+            await pool.metadata(MODEL, 9)
+
+
+async def _unavailable(_: bytes, context: Any) -> bytes:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "later")
+    raise AssertionError
+
+
+async def test_a_unix_socket_leads_to_a_replica(tmp_path: Path) -> None:
+    socket = f"unix:{tmp_path}/socket"
+    async with replicas(address=socket) as (one,), pooled(socket) as pool:
+        assert await classified(pool, 3) == 3
+        assert len(one.asked) == 1
+
+
+async def test_a_name_stands_for_all_its_addresses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: dict[str, set[str]] = {}
+
+    async def resolve(name: str) -> frozenset[str]:
+        if name not in known:
+            raise OSError("nobody knows it")
+        return frozenset(known[name])
+
+    monkeypatch.setattr("service.engines.tfserving.names.resolve", resolve)
+    names = ("dns:///one:8500", "dns:///other:8500")
+    async with replicas(3) as made, pooled(*names) as pool:
+        assert "dns:///one:8500: it cannot be resolved: nobody" in str(pool.problem)
+        first, second, third = (one.address for one in made)
+        known[names[0]] = {first, second}
+        await until(lambda: pool.slots == 8)
+        known[names[1]] = {second, third}
+        await until(lambda: pool.slots == 12)
+        known[names[0]] = {first}  # the other name still leads to the second
+        known[names[1]] = {second}
+        await until(lambda: pool.slots == 8)
+        assert {one.target for one in pool.replicas} == {first, second}
+        del known[names[0]]  # what it stood for stays
+        await asked_again(made[0])
+        assert pool.slots == 8
+
+
+async def test_what_is_under_way_where_a_name_leads_no_more_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    targets: set[str] = set()
+
+    async def resolve(_: str) -> frozenset[str]:
+        return frozenset(targets)
+
+    monkeypatch.setattr("service.engines.tfserving.names.resolve", resolve)
+    async with replicas(2) as (old, new):
+        targets.add(old.address)
+        async with pooled("dns:///name:8500") as pool:
+            old.gate.clear()
+            call = asyncio.create_task(classified(pool, 3))
+            await until(lambda: old.under_way)
+            targets.clear()
+            await until(lambda: not pool.replicas)
+            assert not call.done()
+            targets.add(new.address)
+            assert await call == 3
+            assert len(new.asked) == 1
+            old.gate.set()
+
+
+async def test_localhost_can_be_looked_up() -> None:
+    async with replicas() as (one,):
+        port = one.address.rpartition(":")[2]
+        async with pooled(f"dns:///localhost:{port}") as pool:
+            assert [replica.target for replica in pool.replicas] == [f"{HOST}:{port}"]
+            assert await classified(pool, 3) == 3
+
+
+async def test_a_cut_network_loses_no_request() -> None:
+    async with (
+        replicas(2) as (far, near),
+        proxied(far) as proxy,
+        pooled(proxy.address, near) as pool,
+        Load(lambda number: asks(pool, number)) as load,
+    ):
+        await load.more()
+        await proxy.cut()
+        await load.more()
+        await proxy.start()
+        await until(lambda: pool.slots == 8)
+        before = len(far.asked)
+        await until(lambda: len(far.asked) > before)
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_network_that_swallows_everything_loses_no_request() -> None:
+    async with (
+        replicas(2) as (far, near),
+        proxied(far) as proxy,
+        pooled(proxy.address, near) as pool,
+        Load(lambda number: asks(pool, number)) as load,
+    ):
+        await load.more()
+        proxy.passes.clear()
+        await until(lambda: pool.slots == 4)
+        await load.more()
+        proxy.passes.set()
+        await until(lambda: pool.slots == 8)
+        before = len(far.asked)
+        await until(lambda: len(far.asked) > before)
+
+
+async def asks(pool: ReplicaPool, number: int) -> None:
+    assert await classified(pool, number) == number % 10
+
+
+async def test_a_replica_that_refuses_a_while_is_asked_again() -> None:
+    async with (
+        replicas(2) as (bad, good),
+        pooled(bad, good) as pool,
+        Load(lambda number: asks(pool, number)) as load,
+    ):
+        bad.behaviour = refusal(grpc.StatusCode.UNAVAILABLE, "not now")
+        await load.more(100)
+        bad.behaviour = bad._classify
+        await until(lambda: bad.asked[-1].answered)
+
+
+async def test_tls_is_spoken_where_there_are_certificates(
+    certificate: dict[str, Path],
+) -> None:
+    pair = tuple(certificate[name].read_bytes() for name in ("tls_key", CHAIN))
+    credentials = grpc.ssl_server_credentials([pair])
+    trusted = pair[1]
+    async with replicas(credentials=credentials) as (one,):
+        port = one.address.rpartition(":")[2]
+        addresses = (one.address, f"localhost:{port}", f"dns:///localhost:{port}")
+        for address in addresses:
+            async with pooled(address, root_certificates=trusted) as pool:
+                assert await classified(pool, 3) == 3
+        async with pooled(one) as pool:
+            assert "UNAVAILABLE" in str(pool.problem)
+
+
+async def test_who_is_not_in_the_certificate_is_not_trusted(
+    certificate: dict[str, Path], tmp_path: Path
+) -> None:
+    trusted = certificate[CHAIN].read_bytes()
+    key, chain = make_certificate(tmp_path, "another")
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), chain.read_bytes())])
+    async with (
+        replicas(credentials=credentials) as (one,),
+        pooled(one, root_certificates=trusted) as pool,
+    ):
+        assert "UNAVAILABLE" in str(pool.problem)
