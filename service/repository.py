@@ -262,6 +262,7 @@ class Repository:
                 # A volume that is away for a moment must not unload what serves.
                 logger.warning("cannot read the repository: %s", error)
                 return
+            self._resize()
             for name in sorted(found.keys() | self._models.keys()):
                 if self._stopping.is_set():
                     return
@@ -272,6 +273,13 @@ class Repository:
                 await self._reconcile_model(model, found.get(name, {}))
                 if name not in found and not model.versions:
                     del self._models[name]
+
+    def _resize(self) -> None:
+        """Follow the source, whose slots may be more now, or fewer."""
+        self._processor.resize(self._source.slots)
+        for model in self._models.values():
+            for served in model.available:
+                served.resize()
 
     async def _reconcile_model(self, model: Model, found: Mapping[int, Path]) -> None:
         labelled = set(model.config.labels.values())

@@ -155,6 +155,11 @@ class ServedVersion:
         """Requests that wait, over all signatures."""
         return sum(batcher.queue_depth for batcher in self.batchers.values())
 
+    def resize(self) -> None:
+        """Follow the engine, which may have more slots now, or fewer."""
+        for batcher in self.batchers.values():
+            batcher.resize(self.engine.slots)
+
     @property
     def crashed(self) -> bool:
         """Whether a batcher has failed for good."""

@@ -134,6 +134,30 @@ async def test_requests_that_come_together_spread_over_the_free_slots() -> None:
         assert engine.batches == [[1, 2], [3]]
 
 
+async def test_slots_may_grow_and_shrink_while_batches_run() -> None:
+    processor = Processor(1)
+    async with batching(processor=processor, max_batch_size=1) as (batcher, engine):
+        engine.gate.clear()
+        requests = [submit(batcher, value) for value in range(4)]
+        await settle()
+        assert engine.batches == [[0]]
+        for slots in (3, 1):
+            processor.resize(slots)
+            batcher.resize(slots)
+            await settle()
+            assert engine.batches == [[0], [1], [2]]
+        assert batcher.state.slots == 1
+        requests.append(submit(batcher, 4))
+        engine.gate.set()
+        assert await answers(*requests) == [[0], [2], [4], [6], [8]]
+        engine.gate.clear()
+        requests = [submit(batcher, value) for value in (5, 6)]
+        await settle()
+        assert engine.batches[-1] == [5]
+        engine.gate.set()
+        await answers(*requests)
+
+
 async def test_requests_gather_while_all_slots_are_busy() -> None:
     async with batching() as (batcher, engine):
         head = await occupy(batcher, engine)

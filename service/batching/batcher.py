@@ -70,7 +70,7 @@ class BatchingOptions:
     """What an operator or an engine fixes; the rest is learned.
 
     Attributes:
-        slots: Batches that may run at a time.
+        slots: Batches that may run at a time, to begin with.
         max_queue_depth: Most requests that wait or are being decoded.
         max_batch_size: Most rows in one batch; `None` is what the curve prefers, which
             is then one of the allowed sizes, where there are such.
@@ -188,7 +188,8 @@ class Batcher:
         self._processor = processor
         self._metrics = metrics
         self._on_crash = on_crash
-        self._free_slots = options.slots
+        self._slots = options.slots
+        self._free_slots = options.slots  # below zero once some with batches are gone
         self._batches_since_trial = 0
         self._fixed_limit = _fixed_limit(options)
         self._lines = tuple(_Line() for _ in Priority)
@@ -220,7 +221,7 @@ class Batcher:
         return BatchingState(
             batch_size_limit_rows=self._limit,
             batch_size_is_learned=self._fixed_limit is None,
-            slots=self._options.slots,
+            slots=self._slots,
             queue_depth=self.queue_depth,
             expected_wait_seconds=self._expected_wait(Priority.BATCH)[0],
             lateness_seconds=self._lines[0].forecasts.margin_seconds,
@@ -360,6 +361,12 @@ class Batcher:
         elif not request.answer.cancelled():
             line.forecasts.observe(monotonic() - request.expected_at)
 
+    def resize(self, slots: int) -> None:
+        """Run another number of batches at a time from now on."""
+        self._free_slots += slots - self._slots
+        self._slots = slots
+        self._processor.dispatch_soon()
+
     def close(self) -> None:
         """Refuse new requests and fail those that have no answer yet."""
         self._stop(_closed)
@@ -367,7 +374,7 @@ class Batcher:
     @property
     def wants_slot(self) -> bool:
         """Whether a batch could start now; see `Member`."""
-        if not self._free_slots:
+        if self._free_slots <= 0:
             return False
         if self._again:
             return True
@@ -457,16 +464,16 @@ class Batcher:
         ahead = interactive.rows + interactive.announced
         if priority is Priority.BATCH:
             ahead += batch.rows + batch.announced
-        if not ahead and rows <= limit and self._free_slots:
+        if not ahead and rows <= limit and self._free_slots > 0:
             return 0.0, self._curve.seconds(rows)
         batches = -(-(ahead + rows) // limit)
         own = self._curve.seconds(ahead + rows - (batches - 1) * limit)
         busy = (batches - 1) * self._curve.seconds(limit)
-        if ahead or not self._free_slots:
+        if ahead or self._free_slots <= 0:
             now = monotonic()
             for running in self._running:
                 busy += max(0.0, running.started_at + running.expected_seconds - now)
-        return busy / self._options.slots, own
+        return busy / self._slots, own
 
     def _take(self) -> Sequence[Slice]:
         """Remove the next batch from the queue; empty if nothing live waits."""

@@ -31,10 +31,17 @@ class Processor:
     """
 
     def __init__(self, slots: int) -> None:
-        self._free_slots = slots
+        self._slots = slots
+        self._free_slots = slots  # below zero once slots with batches are taken away
         self._received: dict[Member, float] = {}  # seconds, by a common clock
         self._clock = 0.0
         self._dispatch_is_due = False
+
+    def resize(self, slots: int) -> None:
+        """Have another number of slots from now on."""
+        self._free_slots += slots - self._slots
+        self._slots = slots
+        self.dispatch_soon()
 
     def join(self, member: Member) -> None:
         """Take a batcher in."""
@@ -54,7 +61,7 @@ class Processor:
 
         So requests that arrive together can go together, and none waits for it.
         """
-        if self._free_slots and not self._dispatch_is_due:
+        if self._free_slots > 0 and not self._dispatch_is_due:
             self._dispatch_is_due = True
             asyncio.get_running_loop().call_soon(self.dispatch)
 
@@ -62,7 +69,7 @@ class Processor:
         """Fill free slots."""
         self._dispatch_is_due = False
         received = self._received
-        while self._free_slots:
+        while self._free_slots > 0:
             waiting = [member for member in received if member.wants_slot]
             if not waiting:
                 return

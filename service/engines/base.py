@@ -23,7 +23,7 @@ class Engine(Protocol):
 
     @property
     def slots(self) -> int:
-        """Calls that may be under way at a time."""
+        """Calls that may be under way at a time; as many as there is for them now."""
 
     async def infer(
         self, signature: str, tensors: Tensors, deadline: float = math.inf, /

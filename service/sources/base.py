@@ -31,7 +31,7 @@ class Source(Protocol):
 
     @property
     def slots(self) -> int:
-        """Batches that may run at a time, over all versions."""
+        """Batches that may run at a time, over all versions; may change with `scan`."""
 
     @property
     def problem(self) -> str | None:
