@@ -228,6 +228,7 @@ def _options(
         max_queue_delay_seconds=settings.max_queue_delay_seconds,
         allowed_batch_sizes=settings.allowed_batch_sizes,
         batched=signature.batched,
+        cancels=engine.stops,
     )
 
 

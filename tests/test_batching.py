@@ -431,6 +431,36 @@ async def test_a_request_cancelled_inside_a_batch_leaves_the_others_answered() -
         assert await answers(*together[1:]) == [[4], [6]]
 
 
+async def test_a_batch_that_nobody_waits_for_is_cancelled_where_the_engine_can() -> (
+    None
+):
+    async with batching(cancels=True) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        together = [submit(batcher, value) for value in (1, 2)]
+        head.cancel()
+        await settle()
+        assert engine.batches == [[0], [1, 2]]
+        together[0].cancel()
+        await settle()
+        assert batcher._running
+        together[1].cancel()
+        await settle()
+        assert not batcher._running
+        engine.gate.set()
+        assert await answers(submit(batcher, 3)) == [[6]]
+
+
+async def test_a_batch_that_nobody_waits_for_keeps_its_slot_where_it_runs_on() -> None:
+    async with batching() as (batcher, engine):
+        head = await occupy(batcher, engine)
+        last = submit(batcher, 1)
+        head.cancel()
+        await settle()
+        assert engine.batches == [[0]]
+        engine.gate.set()
+        assert await answers(last) == [[2]]
+
+
 async def test_an_expired_request_fails_at_its_deadline_and_costs_no_compute() -> None:
     async with batching() as (batcher, engine):
         head = await occupy(batcher, engine)
@@ -637,6 +667,7 @@ PLANS: Final = st.lists(
     max_batch_size=st.sampled_from([None, 1, 2, 3, 8]),
     allowed=st.sampled_from([None, (8,), (2, 4, 8)]),
     delay=st.sampled_from([0.0, 0.0001]),
+    cancels=st.booleans(),
 )
 @settings(deadline=None, max_examples=200)
 def test_every_request_is_answered_once_with_its_own_rows(
@@ -646,6 +677,7 @@ def test_every_request_is_answered_once_with_its_own_rows(
     max_batch_size: int | None,
     allowed: tuple[int, ...] | None,
     delay: float,
+    cancels: bool,
 ) -> None:
     async def scenario() -> None:
         async with batching(
@@ -655,6 +687,7 @@ def test_every_request_is_answered_once_with_its_own_rows(
             max_batch_size=max_batch_size,
             allowed_batch_sizes=allowed,
             max_queue_delay_seconds=delay,
+            cancels=cancels,
         ) as (batcher, engine):
             requests = []
             value = 1000
@@ -701,7 +734,7 @@ def test_every_request_is_answered_once_with_its_own_rows(
             assert [line.rows for line in batcher._lines] == [0, 0]
             assert batcher._free_slots == slots
             assert not batcher._unanswered
-            assert not batcher._tasks
+            assert not batcher._running
             largest = max(allowed or (batcher._limit,))
             assert all(len(batch) <= max(largest, 8) for batch in engine.batches)
 

@@ -78,6 +78,8 @@ class BatchingOptions:
         allowed_batch_sizes: Batches are padded to the next of these, where given.
         batched: Whether the first dimension counts rows. Where it does not, a request
             is one row whatever its shape, and its outputs are handed on untouched.
+        cancels: Whether a batch is cancelled once nobody waits for it any more; the
+            engine then has its slot back at once.
     """
 
     slots: int
@@ -86,6 +88,7 @@ class BatchingOptions:
     max_queue_delay_seconds: float = 0.0
     allowed_batch_sizes: Sequence[int] | None = None
     batched: bool = True
+    cancels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +197,7 @@ class Batcher:
         self._fixed_limit = _fixed_limit(options)
         self._lines = tuple(_Line() for _ in Priority)
         self._again: deque[Slice] = deque()  # what shared a batch that failed
-        self._running: set[_Batch] = set()
-        self._tasks: set[asyncio.Future[dict[str, Array]]] = set()
+        self._running: dict[_Batch, asyncio.Future[dict[str, Array]]] = {}
         self._unanswered: set[Request] = set()
         # One timer for all of them: most are answered long before their deadlines.
         self._expiry: asyncio.TimerHandle | None = None
@@ -360,6 +362,8 @@ class Batcher:
             self._leave(request)
         elif not request.answer.cancelled():
             line.forecasts.observe(monotonic() - request.expected_at)
+        elif self._options.cancels:
+            self._cancel_for(request)
 
     def resize(self, slots: int) -> None:
         """Run another number of batches at a time from now on."""
@@ -403,9 +407,8 @@ class Batcher:
             self._crash(error)
             return None
         self._free_slots -= 1
-        self._running.add(batch)
         task = self._loop.create_task(self._compute(batch))
-        self._tasks.add(task)
+        self._running[batch] = task
         task.add_done_callback(partial(self._finished, batch))
         return batch.expected_seconds
 
@@ -532,6 +535,13 @@ class Batcher:
         line.rows -= request.rows - request.taken
         line.waiting_rows -= request.rows - request.taken
 
+    def _cancel_for(self, request: Request) -> None:
+        """Cancel what ran for a request that was given up, if it ran for no other."""
+        for batch, task in self._running.items():
+            requests = [part.request for part in batch.slices]
+            if request in requests and all(one.answer.done() for one in requests):
+                task.cancel()
+
     def _set_expiry(self, deadline: float, now: float) -> None:
         """Look for requests whose time is up at the earliest of their deadlines."""
         if self._expiry is not None:
@@ -568,8 +578,7 @@ class Batcher:
 
     def _finished(self, batch: _Batch, task: asyncio.Future[dict[str, Array]]) -> None:
         seconds = monotonic() - batch.started_at
-        self._tasks.discard(task)
-        self._running.discard(batch)
+        del self._running[batch]
         self._free_slots += 1
         try:
             error = _error_of(task)
@@ -609,9 +618,11 @@ class Batcher:
             for part in batch.slices:
                 part.request.fail(copy(error))
             return
-        # One of them may be at fault: alone, each fails or succeeds for itself.
-        logger.warning("a batch of %d requests failed: %r", len(batch.slices), error)
-        self._again.extend(batch.slices)
+        live = [part for part in batch.slices if not part.request.answer.done()]
+        if live:
+            # One of them may be at fault: alone, each fails or succeeds for itself.
+            logger.warning("a batch of %d requests failed: %r", len(live), error)
+            self._again.extend(live)
 
     def _crash(self, error: BaseException) -> None:
         logger.error("dispatching failed; refusing requests", exc_info=error)

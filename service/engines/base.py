@@ -25,6 +25,10 @@ class Engine(Protocol):
     def slots(self) -> int:
         """Calls that may be under way at a time; as many as there is for them now."""
 
+    @property
+    def stops(self) -> bool:
+        """Whether a call that is cancelled ends at once, with all that it costs."""
+
     async def infer(
         self, signature: str, tensors: Tensors, deadline: float = math.inf, /
     ) -> dict[str, Array]:
@@ -52,6 +56,7 @@ class InProcessEngine(ABC):
     """An engine that computes in threads of this process, one a slot."""
 
     kind: str
+    stops = False  # a thread runs on
 
     def __init__(self, signatures: Mapping[str, Signature], *, slots: int) -> None:
         self.signatures = signatures

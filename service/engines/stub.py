@@ -29,6 +29,7 @@ class StubEngine:
     """
 
     kind = "stub"
+    stops = True
 
     def __init__(
         self, signature: Signature, *, slots: int = 1, record: bool = False

@@ -29,6 +29,7 @@ class TfServingEngine:
     """
 
     kind = "tfserving"
+    stops = True
 
     def __init__(
         self,
