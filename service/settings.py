@@ -4,6 +4,7 @@
 `blockserve.toml` mean the same. Flags win over the environment, and that over the file.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
@@ -29,6 +30,11 @@ from service.errors import InvalidSettings
 EngineChoice = Literal["auto", "openvino", "tensorflow", "tfserving", "stub"]
 # With the others each process would load the model, and they share the processor.
 ENGINES_FOR_SEVERAL_WORKERS: Final = frozenset({"stub", "tfserving"})
+# An IPv6 address stands in brackets.
+ADDRESS: Final = re.compile(
+    r"unix:.+|(dns:///)?(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(?P<port>\d+)"
+)
+HIGHEST_PORT: Final = 65_535
 DEFAULT_CONFIG_FILE: Final = Path("blockserve.toml")
 
 
@@ -135,9 +141,21 @@ class Settings(BaseSettings):
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list | tuple):
             return value
-        return tuple(
-            part.strip() for text in texts for part in str(text).split(",") if part
-        )
+        parts = (part.strip() for text in texts for part in str(text).split(","))
+        return tuple(dict.fromkeys(filter(None, parts)))
+
+    @field_validator("tfserving")
+    @classmethod
+    def _addresses_lead_somewhere(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            found = ADDRESS.fullmatch(address)
+            if found is None or not 0 < int(found["port"] or 1) <= HIGHEST_PORT:
+                message = (
+                    f"{address!r} is no address; expected HOST:PORT, unix:PATH or "
+                    "dns:///NAME:PORT"
+                )
+                raise ValueError(message)
+        return addresses
 
     @model_validator(mode="after")
     def _addresses_and_engine_belong_together(self) -> Self:

@@ -75,3 +75,43 @@ def test_a_certificate_must_be_there() -> None:
 
 def test_a_token_is_not_shown() -> None:
     assert "hidden" not in repr(Settings(token=SecretStr("hidden")))
+
+
+def test_addresses_of_replicas_may_be_one_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ("one:8500", "[::1]:8500", "unix:/run/tf.sock", "dns:///tf:8500")
+    text = "one:8500, [::1]:8500,unix:/run/tf.sock,,dns:///tf:8500,one:8500"
+    monkeypatch.setenv("BLOCKSERVE_ENGINE", "tfserving")
+    monkeypatch.setenv("BLOCKSERVE_TFSERVING", text)
+    monkeypatch.setenv("BLOCKSERVE_TFSERVING_MODELS", "inception,resnet")
+    settings = Settings()
+    assert settings.tfserving == expected
+    assert settings.tfserving_models == ("inception", "resnet")
+    Path("blockserve.toml").write_text('tfserving = ["other:8500"]\n')
+    monkeypatch.delenv("BLOCKSERVE_TFSERVING")
+    assert Settings().tfserving == ("other:8500",)
+    assert Settings(tfserving=["a:1,b:2", "c:3"]).tfserving == ("a:1", "b:2", "c:3")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost", "localhost:", "localhost:port", ":8500", "localhost:70000"),
+        *("http://localhost:8500", "unix:", "dns:///name", "dns:name:8500"),
+        *("::1:8500", "dns:///:8500", "host:8500/path"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="HOST:PORT, unix:PATH or dns:///NAME"):
+        Settings(engine="tfserving", tfserving=address)
+
+
+def test_replicas_and_their_engine_belong_together() -> None:
+    with pytest.raises(ValidationError, match="--tfserving localhost:8500"):
+        Settings(engine="tfserving")
+    with pytest.raises(ValidationError, match="--engine tfserving"):
+        Settings(tfserving="localhost:8500")
+
+
+def test_several_workers_may_ask_replicas() -> None:
+    settings = Settings(engine="tfserving", tfserving="localhost:8500", workers=2)
+    assert settings.workers == 2
