@@ -229,6 +229,7 @@ def _options(
         allowed_batch_sizes=settings.allowed_batch_sizes,
         batched=signature.batched,
         cancels=engine.stops,
+        gathers=settings.batching == "gateway",
     )
 
 

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     top_k: int = Field(default=5, ge=1)
     """Predictions an image gets where the request does not say."""
 
+    batching: Literal["gateway", "server"] = "gateway"
+    """Who makes batches of requests; server leaves it to TensorFlow Serving."""
     max_batch_size: int | None = Field(default=None, ge=1)
     """Most rows that one engine call takes; learned at warm-up if not set."""
     max_queue_delay_seconds: float = Field(default=0, ge=0, allow_inf_nan=False)
@@ -165,6 +167,25 @@ class Settings(BaseSettings):
                 "in --engine tfserving --tfserving localhost:8500"
             )
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _only_some_servers_make_batches(self) -> Self:
+        if self.batching == "server":
+            if self.engine != "tfserving":
+                message = (
+                    f"batching: the engine {self.engine!r} makes no batches of its "
+                    "own; leave it to the gateway, or take engine tfserving"
+                )
+                raise ValueError(message)
+            ours = {"max_batch_size", "max_queue_delay_seconds", "allowed_batch_sizes"}
+            if given := sorted(ours & self.model_fields_set):
+                message = (
+                    f"{', '.join(given)}: with batching server the gateway makes no "
+                    "batches; TensorFlow Serving's --batching_parameters_file has such "
+                    "settings"
+                )
+                raise ValueError(message)
         return self
 
     @model_validator(mode="after")

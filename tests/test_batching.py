@@ -248,6 +248,41 @@ async def test_a_request_larger_than_any_batch_is_split_and_put_together() -> No
         assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 20]]
 
 
+async def test_requests_go_as_they_are_where_the_engine_makes_its_own_batches() -> None:
+    async with batching(gathers=False, max_batch_size=None, slots=3) as (
+        batcher,
+        engine,
+    ):
+        engine.gate.clear()
+        large = submit(batcher, *range(10))
+        small = [submit(batcher, value) for value in (1, 2, 3)]
+        await settle()
+        assert engine.batches == [[*range(10)], [1], [2]]
+        engine.gate.set()
+        assert await answers(large, *small) == [
+            [2 * n for n in range(10)],
+            *([2], [4], [6]),
+        ]
+        assert engine.batches[3:] == [[3]]
+
+
+async def test_what_goes_as_it_is_waits_for_requests_and_not_for_batches() -> None:
+    curve = ThroughputCurve({1: 1.0, 8: 2.0})
+    async with batching(gathers=False, max_batch_size=None, curve=curve) as (
+        batcher,
+        engine,
+    ):
+        head = await occupy(batcher, engine)
+        waiting = [submit(batcher, value) for value in (1, 2)]
+        wait, own = batcher._expected_wait(BULK, 8)
+        assert wait == pytest.approx(3, abs=0.5)
+        assert own == pytest.approx(2, rel=0.1)
+        with pytest.raises(Overloaded, match="2 requests wait"):
+            submit(batcher, 3, timeout=2)
+        engine.gate.set()
+        await answers(head, *waiting)
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     curve = ThroughputCurve({1: 2.0, 4: 8.0})
     async with batching(max_queue_depth=2, curve=curve) as (batcher, engine):
@@ -668,6 +703,7 @@ PLANS: Final = st.lists(
     allowed=st.sampled_from([None, (8,), (2, 4, 8)]),
     delay=st.sampled_from([0.0, 0.0001]),
     cancels=st.booleans(),
+    gathers=st.booleans(),
 )
 @settings(deadline=None, max_examples=200)
 def test_every_request_is_answered_once_with_its_own_rows(
@@ -678,16 +714,18 @@ def test_every_request_is_answered_once_with_its_own_rows(
     allowed: tuple[int, ...] | None,
     delay: float,
     cancels: bool,
+    gathers: bool,
 ) -> None:
     async def scenario() -> None:
         async with batching(
             slots=slots,
             processor=Processor(shared_slots),
             curve=ThroughputCurve({1: MOMENT, 4: MOMENT, 8: 3 * MOMENT}),
-            max_batch_size=max_batch_size,
-            allowed_batch_sizes=allowed,
-            max_queue_delay_seconds=delay,
+            max_batch_size=max_batch_size if gathers else None,
+            allowed_batch_sizes=allowed if gathers else None,
+            max_queue_delay_seconds=delay if gathers else 0.0,
             cancels=cancels,
+            gathers=gathers,
         ) as (batcher, engine):
             requests = []
             value = 1000
@@ -736,7 +774,8 @@ def test_every_request_is_answered_once_with_its_own_rows(
             assert not batcher._unanswered
             assert not batcher._running
             largest = max(allowed or (batcher._limit,))
-            assert all(len(batch) <= max(largest, 8) for batch in engine.batches)
+            most = max(largest, 8) if gathers else max(plan.rows for plan in plans)
+            assert all(len(batch) <= most for batch in engine.batches)
 
     asyncio.run(scenario())
 

@@ -115,3 +115,12 @@ def test_replicas_and_their_engine_belong_together() -> None:
 def test_several_workers_may_ask_replicas() -> None:
     settings = Settings(engine="tfserving", tfserving="localhost:8500", workers=2)
     assert settings.workers == 2
+
+
+def test_only_tensorflow_serving_makes_batches_of_its_own() -> None:
+    with pytest.raises(ValidationError, match="makes no batches of its own"):
+        Settings(batching="server")
+    remote = {"engine": "tfserving", "tfserving": "localhost:8500"}
+    assert Settings(**remote, batching="server").batching == "server"
+    with pytest.raises(ValidationError, match="max_batch_size: with batching"):
+        Settings(**remote, batching="server", max_batch_size=8)

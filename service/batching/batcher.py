@@ -80,6 +80,8 @@ class BatchingOptions:
             is one row whatever its shape, and its outputs are handed on untouched.
         cancels: Whether a batch is cancelled once nobody waits for it any more; the
             engine then has its slot back at once.
+        gathers: Whether requests share batches, and large ones are split. Else each
+            goes as it is: the engine makes its own batches.
     """
 
     slots: int
@@ -89,6 +91,7 @@ class BatchingOptions:
     allowed_batch_sizes: Sequence[int] | None = None
     batched: bool = True
     cancels: bool = False
+    gathers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,7 @@ class BatchingState:
     Attributes:
         batch_size_limit_rows: Most rows that it puts into one batch now.
         batch_size_is_learned: Whether that follows the curve.
+        gathers: Whether requests share batches at all.
         slots: Batches that may run at a time.
         queue_depth: Requests that wait or are being decoded.
         expected_wait_seconds: What a request that comes now should wait for a slot.
@@ -107,6 +111,7 @@ class BatchingState:
 
     batch_size_limit_rows: int
     batch_size_is_learned: bool
+    gathers: bool
     slots: int
     queue_depth: int
     expected_wait_seconds: float
@@ -223,6 +228,7 @@ class Batcher:
         return BatchingState(
             batch_size_limit_rows=self._limit,
             batch_size_is_learned=self._fixed_limit is None,
+            gathers=self._options.gathers,
             slots=self._slots,
             queue_depth=self.queue_depth,
             expected_wait_seconds=self._expected_wait(Priority.BATCH)[0],
@@ -462,6 +468,8 @@ class Batcher:
 
     def _expected_wait(self, priority: Priority, rows: int = 1) -> tuple[float, float]:
         """Seconds until the last of `rows` new rows starts, and that they take then."""
+        if not self._options.gathers:
+            return self._expected_wait_for_own_call(priority, rows)
         limit = self._limit
         interactive, batch = self._lines
         ahead = interactive.rows + interactive.announced
@@ -473,10 +481,28 @@ class Batcher:
         own = self._curve.seconds(ahead + rows - (batches - 1) * limit)
         busy = (batches - 1) * self._curve.seconds(limit)
         if ahead or self._free_slots <= 0:
-            now = monotonic()
-            for running in self._running:
-                busy += max(0.0, running.started_at + running.expected_seconds - now)
+            busy += self._seconds_left()
         return busy / self._slots, own
+
+    def _expected_wait_for_own_call(
+        self, priority: Priority, rows: int
+    ) -> tuple[float, float]:
+        """As `_expected_wait`, where each request is a call."""
+        lines = self._lines if priority is Priority.BATCH else self._lines[:1]
+        calls = sum(line.places + line.announced for line in lines)
+        busy = 0.0
+        if calls:
+            ahead = sum(line.rows + line.announced for line in lines)
+            busy = calls * self._curve.seconds(round(ahead / calls))
+        if calls or self._free_slots <= 0:
+            busy += self._seconds_left()
+        return busy / self._slots, self._curve.seconds(rows)
+
+    def _seconds_left(self) -> float:
+        """What the batches that run should take from now on, one after the other."""
+        now = monotonic()
+        ends = (one.started_at + one.expected_seconds for one in self._running)
+        return sum(max(0.0, end - now) for end in ends)
 
     def _take(self) -> Sequence[Slice]:
         """Remove the next batch from the queue; empty if nothing live waits."""
@@ -499,6 +525,8 @@ class Batcher:
                     request.fail(expired())
                     continue
                 left = request.rows - request.taken
+                if not self._options.gathers:
+                    return [self._slice(request, left, now)]
                 if batch and left > room:
                     return batch  # only a request that no batch can hold is split
                 rows = min(left, limit)
