@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from models.card import DEFAULT_SIGNATURE, ModelCard
 from service.batching import Priority
@@ -17,6 +17,9 @@ from service.settings import Settings
 from service.tensors import Array, Signature, Tensors
 
 T = TypeVar("T")
+
+# How often a request may find that its version has just been replaced.
+SUCCESSORS: Final = 3
 
 
 class Caller(Protocol):
@@ -171,15 +174,14 @@ class Predictor:
         target: Target,
         scope: RequestScope,
     ) -> Prediction:
-        """Run on the version that is meant; on the next one, should it be gone."""
-        try:
-            with self._repository.lease(target) as served:
-                scope.resolved(served.metrics)
-                return await run(served)
-        except VersionGone:
-            if target.version is not None or target.label is not None:
-                raise
-        await self._repository.reconcile()
+        """Run on the version that is meant; on its successor, should it be gone."""
+        for _ in range(SUCCESSORS):
+            try:
+                with self._repository.lease(target) as served:
+                    scope.resolved(served.metrics)
+                    return await run(served)
+            except VersionGone:
+                await self._repository.reconcile()
         with self._repository.lease(target) as served:
             scope.resolved(served.metrics)
             return await run(served)

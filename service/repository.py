@@ -124,6 +124,7 @@ class Repository:
         # What nearly every request asks for; `None` is a request that names no model.
         self._latest: dict[str | None, ServedVersion] = {}
         self._reconciling = asyncio.Lock()
+        self._looks_total = 0
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -244,10 +245,11 @@ class Repository:
                 raise ModelNotReady(_why_not_ready(model))
 
     async def reconcile(self) -> None:
-        """Load and unload until what serves is what the directory asks for.
+        """Load and unload until what serves is what the source asks for.
 
-        That goes on where the caller is cancelled: nobody would free what a thread is
-        loading for it, and other models may be waiting for their turn.
+        Many may ask for it at once: one look that began since is enough for all. It
+        goes on where the caller is cancelled: nobody would free what a thread is loading
+        for it, and other models may be waiting for their turn.
         """
         task = asyncio.get_running_loop().create_task(self._reconcile())
         self._tasks.add(task)
@@ -255,7 +257,11 @@ class Repository:
         await asyncio.shield(task)
 
     async def _reconcile(self) -> None:
+        looks_before = self._looks_total
         async with self._reconciling:
+            if self._looks_total > looks_before:
+                return
+            self._looks_total += 1
             try:
                 found = await self._source.scan()
             except OSError as error:
@@ -378,6 +384,8 @@ class Repository:
         self._metrics.forget(served.name, served.version)
         self._enter(version, VersionState.END)
         logger.info("%s version %d is unloaded", served.name, served.version)
+        if not self._stopping.is_set():
+            self._spawn(self._look())  # it may be wanted again since
 
     async def _follow(self) -> None:
         async for _ in self._source.changes(self._stopping):
