@@ -81,11 +81,13 @@ class Model:
 
     Attributes:
         config: Which of them are to serve.
+        needs: What it lacks where it has none.
         unloaded: Whether a client wanted none of them to.
     """
 
     name: str
     config: ModelConfig
+    needs: str
     unloaded: bool = False
     versions: dict[int, Version] = field(default_factory=dict)
 
@@ -275,7 +277,8 @@ class Repository:
                 model = self._models.get(name)
                 if model is None:
                     config = ModelConfig.of_settings(self._settings, name)
-                    model = self._models[name] = Model(name, config)
+                    model = Model(name, config, needs=self._source.needs)
+                    self._models[name] = model
                 await self._reconcile_model(model, found.get(name, {}))
                 if name not in found and not model.versions:
                     del self._models[name]
@@ -292,7 +295,9 @@ class Repository:
         keep: set[int] = set()
         wanted = 0
         for number in () if model.unloaded else sorted(found, reverse=True):
-            is_wanted = model.config.policy.wants(number, later=wanted)
+            is_wanted = model.config.policy.wants(number, later=wanted) and (
+                self._may_take_over(model, number)
+            )
             if not is_wanted and number not in labelled:
                 continue
             version = model.versions.setdefault(number, Version(number, found[number]))
@@ -304,6 +309,14 @@ class Repository:
                 self._unload(version)
             if number not in found and version.state in SETTLED:
                 del model.versions[number]
+
+    def _may_take_over(self, model: Model, number: int) -> bool:
+        """Whether a version may serve those who name none."""
+        if model.config.policy.versions is not None:
+            return True
+        version = model.versions.get(number)
+        serves = version is not None and version.served is not None
+        return serves or self._source.may_take_over(model.name, number)
 
     async def _ensure_available(self, model: Model, version: Version) -> bool:
         if version.state is VersionState.AVAILABLE:
@@ -509,10 +522,7 @@ def _why_not_ready(model: Model) -> str:
     if model.unloaded:
         return f"model {model.name!r} has been unloaded by a client; load it again"
     if not model.versions:
-        return (
-            f"model {model.name!r} has no version: its directory needs a sub-directory "
-            "with a number for a name"
-        )
+        return f"model {model.name!r} has no version: {model.needs}"
     reasons = (
         f"version {v.number} is {v.state}" + (f" ({v.error})" if v.error else "")
         for v in model.versions.values()

@@ -19,11 +19,13 @@ class Loaded:
         card: What it is; name and version are not set yet.
         engine: What runs it.
         signature_defs: What requests can call, in TensorFlow's form.
+        is_warm: Whether it runs already, somewhere else, and need not be warmed up.
     """
 
     card: ModelCard
     engine: Engine
     signature_defs: Mapping[str, SignatureDef]
+    is_warm: bool = False
 
 
 class Source(Protocol):
@@ -32,6 +34,10 @@ class Source(Protocol):
     @property
     def slots(self) -> int:
         """Batches that may run at a time, over all versions; may change with `scan`."""
+
+    @property
+    def needs(self) -> str:
+        """What a model lacks that has no version."""
 
     @property
     def problem(self) -> str | None:
@@ -43,6 +49,9 @@ class Source(Protocol):
         Raises:
             OSError: That cannot be told at the moment.
         """
+
+    def may_take_over(self, name: str, number: int) -> bool:
+        """Whether a version of the last `scan` can take the load of the one before."""
 
     async def fingerprint(self, name: str, number: int, path: Path) -> object:
         """Changes when the version does; one that could not be loaded is tried again.

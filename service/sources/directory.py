@@ -29,6 +29,8 @@ LEAST_SHARED_SLOTS: Final = 2
 class DirectorySource:
     """A `Source` that watches `settings.repository`."""
 
+    needs: Final = "its directory needs a sub-directory with a number for a name"
+
     def __init__(self, settings: Settings) -> None:
         self._root = settings.repository
         self._engine = settings.engine
@@ -40,6 +42,10 @@ class DirectorySource:
     async def scan(self) -> Mapping[str, Mapping[int, Path]]:
         """See `Source`."""
         return await asyncio.to_thread(scan, self._root)
+
+    def may_take_over(self, name: str, number: int) -> bool:  # noqa: ARG002, all can
+        """See `Source`."""
+        return True
 
     async def fingerprint(self, name: str, number: int, path: Path) -> object:  # noqa: ARG002, files tell
         """See `Source`."""

@@ -36,6 +36,8 @@ class TfServingSource:
     repository, where it is mounted: TensorFlow Serving tells nobody which it has.
     """
 
+    needs: Final = "no TensorFlow Serving serves one"
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._names: frozenset[str] = frozenset(settings.tfserving_models)
@@ -48,7 +50,7 @@ class TfServingSource:
             hedge_seconds=settings.tfserving_hedge_seconds,
         )
         self._started = False
-        self._last: dict[str, frozenset[int]] = {}
+        self._last: Mapping[str, Mapping[int, frozenset[str]]] = {}
 
     @property
     def slots(self) -> int:
@@ -74,15 +76,23 @@ class TfServingSource:
         if self._pool.problem is None:
             # Versions stay while nobody can be asked: they are there again with the
             # first replica that comes back.
-            self._last = {
-                name: frozenset(self._pool.versions(name)) for name in self._names
-            }
+            self._last = {name: self._pool.versions(name) for name in self._names}
         root = self._settings.repository
         return {
             name: {number: root / name / str(number) for number in versions}
             for name, versions in self._last.items()
-            if versions
         }
+
+    def may_take_over(self, name: str, number: int) -> bool:
+        """See `Source`: once half of those replicas have it that serve the model.
+
+        Where each comes to a new version at its own time, the first to have it could
+        not answer for all.
+        """
+        versions = self._last[name]
+        most = max(map(len, versions.values()))
+        everybody = len(frozenset().union(*versions.values()))
+        return len(versions[number]) >= min(most, everybody / 2)
 
     async def fingerprint(self, name: str, number: int, path: Path) -> object:
         """See `Source`: it changes with its card and with the servers that have it."""
