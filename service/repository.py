@@ -21,6 +21,7 @@ from service.errors import (
     InvalidRequest,
     ModelNotReady,
     NotFound,
+    Unavailable,
     UnsupportedModel,
 )
 from service.metrics import Metrics
@@ -28,7 +29,7 @@ from service.model_config import ModelConfig
 from service.served_version import ServedVersion
 from service.settings import Settings
 from service.sources import Source
-from service.warm_up import warm_up
+from service.warm_up import measure, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -331,24 +332,18 @@ class Repository:
             return False  # it is being written or removed at this moment
         if version.error is not None and fingerprint == version.fingerprint:
             return False  # it failed before, and nothing has changed since
+        failed_before, version.error = version.error, None
         version.fingerprint = fingerprint
-        version.error = None
         self._enter(version, VersionState.LOADING)
         try:
-            version.served = await self._load(model.name, version)
+            version.served = await self._load(model, version)
         except Exception as error:
             # A damaged model may raise anything; it must not stop the good ones.
-            expected = isinstance(error, UnsupportedModel | CardError | BlockserveError)
             version.error = str(error) or repr(error)
-            self._metrics.model_load_failures_total.inc()
-            logger.log(
-                logging.ERROR,
-                "%s version %d cannot be served: %s",
-                model.name,
-                version.number,
-                version.error,
-                exc_info=None if expected else error,
-            )
+            if isinstance(error, Unavailable):
+                version.fingerprint = None  # the next look may find that it has passed
+            if version.error != failed_before:
+                self._report(model, version, error)
             self._enter(version, VersionState.END)
             return False
         self._enter(version, VersionState.AVAILABLE)
@@ -360,15 +355,33 @@ class Repository:
         )
         return True
 
-    async def _load(self, name: str, version: Version) -> ServedVersion:
+    def _report(self, model: Model, version: Version, error: Exception) -> None:
+        """Tell that a version cannot be loaded."""
+        expected = isinstance(error, UnsupportedModel | CardError | BlockserveError)
+        self._metrics.model_load_failures_total.inc()
+        logger.error(
+            "%s version %d cannot be served: %s",
+            model.name,
+            version.number,
+            version.error,
+            exc_info=None if expected else error,
+        )
+
+    async def _load(self, model: Model, version: Version) -> ServedVersion:
+        name = model.name
         loaded = await self._source.load(name, version.number, version.path)
         engine, settings = loaded.engine, self._settings
         card = {"name": name, "version": version.number}
         try:
-            curves = {
-                signature.name: await warm_up(engine, signature, settings)
-                for signature in engine.signatures.values()
-            }
+            if loaded.is_warm:
+                before = model.available[:1]
+                known = before[0].curves_for(engine) if before else {}
+                curves = await measure(engine, settings, known)
+            else:
+                curves = {
+                    signature.name: await warm_up(engine, signature, settings)
+                    for signature in engine.signatures.values()
+                }
             return ServedVersion(
                 card=loaded.card.model_copy(update=card),
                 engine=engine,

@@ -62,6 +62,7 @@ class ServedVersion:
         self.engine = engine
         self.signatures = callable_signatures(card, engine)
         self.signature_defs = signature_defs
+        self._curves = curves
         self.metrics: VersionMetrics = metrics.version(
             card.name, card.version, queue_depth=lambda: self.queue_depth
         )
@@ -149,6 +150,14 @@ class ServedVersion:
                 code="signature_not_found",
             )
         return signature, self.batchers.get(name) or self.for_images.batcher
+
+    def curves_for(self, engine: Engine) -> dict[str, ThroughputCurve]:
+        """What is known here of signatures that another engine has as well."""
+        return {
+            name: curve
+            for name, curve in self._curves.items()
+            if engine.signatures.get(name) == self.engine.signatures[name]
+        }
 
     @property
     def queue_depth(self) -> int:

@@ -4,7 +4,9 @@ The first call at a size is many times slower than those that follow: engines co
 reshape and allocate then.
 """
 
-from collections.abc import Iterator
+import asyncio
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from time import perf_counter
 from typing import Final
 
@@ -12,8 +14,11 @@ import numpy as np
 
 from service.batching import ThroughputCurve
 from service.engines import Engine
+from service.errors import BlockserveError, InvalidTensor
 from service.settings import Settings
 from service.tensors import Array, Signature
+
+logger = logging.getLogger(__name__)
 
 # Where no size is set by hand: sizes grow up to this one ...
 LARGEST_SIZE: Final = 32
@@ -24,6 +29,8 @@ LONGEST_CALL_SECONDS: Final = 0.5
 # Other programs only ever make a call slower: the fastest of a few is what it takes.
 REPETITIONS: Final = 5
 ENOUGH_SECONDS: Final = 0.1
+# Requests wait meanwhile; those of other models, too.
+MEASURING_SECONDS: Final = 10.0
 
 
 async def warm_up(
@@ -34,20 +41,61 @@ async def warm_up(
     A signature with strings or with free dimensions besides the batch is not run: no
     made-up input would stand for real ones.
     """
+    curve, sizes = await _measured(engine, signature, settings)
+    if not settings.allowed_batch_sizes and sizes:
+        for size in range(2, curve.preferred_batch_size):
+            if size not in sizes:
+                await engine.infer(signature.name, _zeros(signature, size))
+    return curve
+
+
+async def measure(
+    engine: Engine, settings: Settings, known: Mapping[str, ThroughputCurve]
+) -> dict[str, ThroughputCurve]:
+    """The curves of an engine that runs already, and need not be warmed up.
+
+    Where it is not known what its calls take, that is measured, for a short time. One
+    that does not answer may have much to do: its curve will follow what answers take.
+
+    Args:
+        engine: What runs a version, somewhere else.
+        settings: How to batch.
+        known: The curves of the version before it, of signatures that are the same.
+    """
+    curves = dict(known)
+    end = asyncio.get_running_loop().time() + MEASURING_SECONDS
+    for name, signature in engine.signatures.items():
+        if name in curves:
+            continue
+        try:
+            async with asyncio.timeout_at(end):
+                curves[name], _ = await _measured(engine, signature, settings)
+        except (TimeoutError, BlockserveError) as error:
+            curves[name] = ThroughputCurve.unmeasured(max(_sizes(settings)))
+            why = error if isinstance(error, BlockserveError) else "it takes too long"
+            logger.warning("what calls of %r take will show later: %s", name, why)
+    return curves
+
+
+async def _measured(
+    engine: Engine, signature: Signature, settings: Settings
+) -> tuple[ThroughputCurve, Collection[int]]:
+    """A curve, and the sizes that it was measured at; none where it could not be."""
     if not _can_fill(signature):
-        return ThroughputCurve.unmeasured(max(_sizes(settings)))
+        return ThroughputCurve.unmeasured(max(_sizes(settings))), ()
     measured: dict[int, float] = {}
     by_hand = settings.max_batch_size or settings.allowed_batch_sizes
     for size in _sizes(settings) if signature.batched else (1,):
-        measured[size] = await _seconds(engine, signature, size)
+        try:
+            measured[size] = await _seconds(engine, signature, size)
+        except InvalidTensor as error:
+            if by_hand or not measured:
+                raise
+            logger.info("a batch has less than %d rows: %s", size, error.message)
+            break
         if not by_hand and _has_seen_enough(measured):
             break
-    curve = ThroughputCurve(measured)
-    if not settings.allowed_batch_sizes:
-        for size in range(2, curve.preferred_batch_size):
-            if size not in measured:
-                await engine.infer(signature.name, _zeros(signature, size))
-    return curve
+    return ThroughputCurve(measured), measured.keys()
 
 
 def _sizes(settings: Settings) -> Iterator[int]:

@@ -89,10 +89,12 @@ async def serving(repository: Path, **settings: Any) -> AsyncIterator[Served]:
         server.result()
     running = started.result()
     url = f"http://127.0.0.1:{running.http_port}"
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-        yield Served(running, client)
-    running.stop()
-    await server
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            yield Served(running, client)
+    finally:
+        running.stop()
+        await server
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What is run and measured before a version gets requests, on a clock of its own."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,29 +9,37 @@ import numpy as np
 import pytest
 
 from service import warm_up as module
+from service.batching import ThroughputCurve
+from service.errors import InvalidTensor, Overloaded
 from service.settings import Settings
 from service.tensors import Signature, Tensors, TensorSpec
-from service.warm_up import warm_up
+from service.warm_up import measure, warm_up
 
 
 class Clockwork:
     """An engine whose calls take what `seconds` says of their size, and no real time.
 
-    The first call at a size takes ten times as long.
+    The first call at a size takes ten times as long. From `largest` rows on each call
+    fails with `failure`, if there is one.
     """
 
     kind = "clockwork"
     slots = 1
+    stops = False
 
     def __init__(self, seconds: Mapping[int, float], signature: Signature) -> None:
         self._seconds = seconds
         self.signatures = {signature.name: signature}
         self.now = 0.0
         self.sizes: list[int] = []
+        self.failure: BaseException | None = None
+        self.largest = 0
 
     async def infer(self, _signature: str, tensors: Tensors) -> dict[str, Any]:
         (array,) = tensors.values()
         size = len(array)
+        if self.failure is not None and size >= self.largest:
+            raise self.failure
         low = max(s for s in self._seconds if s <= size)
         first = size not in self.sizes
         self.now += self._seconds[low] * (10 if first else 1)
@@ -56,10 +65,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     async def run(
         seconds: Mapping[int, float],
         asked: Signature | None = None,
+        failure: tuple[int, BaseException] | None = None,
         **settings: Any,
     ) -> Any:
         asked = asked or signature()
         engine = Clockwork(seconds, asked)
+        if failure is not None:
+            engine.largest, engine.failure = failure
         monkeypatch.setattr(module, "perf_counter", lambda: engine.now)
         chosen = Settings(repository=tmp_path, **settings)
         return engine, await warm_up(engine, asked, chosen)
@@ -120,3 +132,48 @@ async def test_what_cannot_be_made_up_is_not_run(run: Any, asked: Signature) -> 
     engine, curve = await run({1: 0.01}, asked)
     assert engine.sizes == []
     assert curve.preferred_batch_size == 32
+
+
+async def test_sizes_stop_growing_where_the_engine_takes_no_more(run: Any) -> None:
+    """As a TensorFlow Serving does that makes batches itself."""
+    refusal = InvalidTensor("Task size 8 is larger than maximum input batch size 4")
+    engine, curve = await run({1: 0.01}, failure=(5, refusal))
+    assert max(engine.sizes) == 4
+    assert curve.preferred_batch_size == 4
+    with pytest.raises(InvalidTensor):
+        await run({1: 0.01}, failure=(5, refusal), max_batch_size=8)
+    with pytest.raises(InvalidTensor):
+        await run({1: 0.01}, failure=(1, refusal))
+
+
+async def test_an_engine_that_runs_already_is_only_measured(tmp_path: Path) -> None:
+    engine = Clockwork({1: 0.01, 8: 0.01, 9: 0.1}, signature())
+    await measure(engine, Settings(repository=tmp_path), {})
+    assert set(engine.sizes) == {1, 2, 4, 8, 16, 32}
+
+
+async def test_what_is_known_of_the_version_before_is_not_measured(
+    tmp_path: Path,
+) -> None:
+    engine = Clockwork({1: 0.01}, signature())
+    known = {"serve": ThroughputCurve({1: 1.0})}
+    assert await measure(engine, Settings(repository=tmp_path), known) == known
+    assert engine.sizes == []
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+async def test_an_engine_that_has_no_time_to_be_measured_serves_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_silent: bool
+) -> None:
+    monkeypatch.setattr(module, "MEASURING_SECONDS", 0.01)
+    engine = Clockwork({1: 0.01}, signature())
+    if is_silent:
+
+        async def infer(*_: Any) -> Any:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(engine, "infer", infer)
+    else:
+        engine.failure = Overloaded("not now")
+    curves = await measure(engine, Settings(repository=tmp_path), {})
+    assert curves["serve"].preferred_batch_size == 32

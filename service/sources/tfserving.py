@@ -122,6 +122,7 @@ class TfServingSource:
         return Loaded(
             card=card,
             engine=engine,
+            is_warm=True,
             signature_defs={
                 key: written[key] for key in callable_signatures(card, engine)
             },
