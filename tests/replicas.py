@@ -143,6 +143,11 @@ class FakeReplica:
         if self._server is not None:
             await self._server.stop(None)
 
+    @property
+    def arrays(self) -> list[Any]:
+        """The images that it was asked for, call by call."""
+        return [from_tensor_proto(one.request.inputs["images"]) for one in self.asked]
+
     async def predict(self, request: bytes, context: Any) -> bytes:
         asked = Asked(PredictRequest.FromString(request), context.time_remaining())
         self.asked.append(asked)
