@@ -190,7 +190,6 @@ async def test_where_all_are_busy_that_is_told(refusing: Any) -> None:
         ("INVALID_ARGUMENT", "Expects arg[0] to be uint8", InvalidTensor, "arg\\[0\\]"),
         ("FAILED_PRECONDITION", "no such key", EngineFailure, "refused.*no such key"),
         ("UNIMPLEMENTED", "", EngineFailure, "refused it"),
-        ("INTERNAL", "secret", EngineFailure, "server's log says why"),
         (
             "RESOURCE_EXHAUSTED",
             "Received message larger than max (9 vs. 4)",
@@ -208,6 +207,47 @@ async def test_what_would_fail_elsewhere_too_is_not_tried_there(
         with pytest.raises(error, match=told):
             await classified(pool)
         assert sum(len(one.asked) for one in made) == 1
+
+
+SICK = refusal(grpc.StatusCode.INTERNAL, "CUDNN_STATUS_EXECUTION_FAILED")
+
+
+async def test_a_replica_that_is_sick_loses_nothing_and_does_not_draw_all_calls() -> (
+    None
+):
+    """Its processor fails at each call, at once, and it says that all is well."""
+    async with replicas(2) as (bad, good), pooled(bad, good) as pool:
+        bad.behaviour = SICK
+        for value in range(100):
+            assert await classified(pool, value) == value % 10
+        assert answered(bad, good) == [0, 100]
+        assert len(bad.asked) < 20
+
+
+async def test_a_call_that_is_given_up_on_the_way_is_tried_elsewhere() -> None:
+    """As a proxy does it whose own limit is shorter."""
+    async with replicas(2) as made, pooled(*made) as pool:
+        for one in made:
+            one.next_answers.append(refusal(grpc.StatusCode.DEADLINE_EXCEEDED, ""))
+        made[1].next_answers.clear()
+        for value in range(2):
+            assert await classified(pool, value) == value
+        for one in made:
+            one.behaviour = refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "")
+        with pytest.raises(DeadlineExceeded):
+            await classified(pool)
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, 1), (3, 2)])
+async def test_a_request_at_which_each_fails_is_asked_of_two_at_most(
+    count: int, asked: int
+) -> None:
+    async with replicas(count) as made, pooled(*made) as pool:
+        for one in made:
+            one.behaviour = SICK
+        with pytest.raises(EngineFailure, match="server's log says why"):
+            await classified(pool)
+        assert sum(len(one.asked) for one in made) == asked
 
 
 async def test_the_time_that_is_left_is_passed_down() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Final, Protocol
 
+import grpc
+
 from service.engines.tfserving import failures
 from service.engines.tfserving.replica import Attempt, Replica, ReplicaFailed
 from service.errors import BlockserveError
@@ -20,6 +22,8 @@ PERSISTENCE_SECONDS: Final = 1.0
 # After a failure a replica is not asked the same again before this has passed; each
 # time twice as long.
 BACKOFF_SECONDS: Final = 0.05
+# What ended so long before its time has been given up by the replica, or on the way.
+EARLY_SECONDS: Final = 0.1
 # What stands for no deadline.
 LONGEST_SECONDS: Final = 600.0
 # uvloop's timers count milliseconds; a shorter one fires at once, again and again.
@@ -99,6 +103,7 @@ class Call:
         self._backoff_seconds = BACKOFF_SECONDS
         self._failure: ReplicaFailed | None = None
         self._failed_at = 0.0  # for the first time
+        self._is_second_opinion = False  # whether one has failed as if it were sick
         self._waiter: asyncio.Future[None] | None = None
         self._error: BlockserveError | None = None
 
@@ -158,7 +163,7 @@ class Call:
         self.wants_room = bool(others) and replica is None
         if not self.wants_room:
             if not self._attempts:
-                self._check_hope(now)
+                self._check_hope(now, there_are_others=bool(others))
             if others or not self._attempts:
                 return min(self._deadline, now + BACKOFF_SECONDS)
         return min([self._deadline, *avoid.values()])
@@ -193,18 +198,28 @@ class Call:
         Raises:
             BlockserveError: It would fail elsewhere, too.
         """
-        if not failures.is_worth_a_retry(failure):
-            _doubt(attempt)
-            raise failures.final(failure)
         now = monotonic()
+        if failures.may_pass(failure):
+            self._avoid[attempt.replica] = now + self._backoff_seconds
+            self._backoff_seconds *= 2
+        elif self._is_ambiguous(failure, now) and not self._is_second_opinion:
+            self._avoid[attempt.replica] = self._deadline
+            self._is_second_opinion = True
+        else:
+            _doubt(attempt)
+            raise failures.error_of(failure)
         if self._failure is None:
             self._failed_at = now
         self._failure = failure
-        self._avoid[attempt.replica] = now + self._backoff_seconds
-        self._backoff_seconds *= 2
         self._replicas.learn(attempt.replica, self._model, self._version, failure)
 
-    def _check_hope(self, now: float) -> None:
+    def _is_ambiguous(self, failure: ReplicaFailed, now: float) -> bool:
+        """Whether the replica may be at fault."""
+        if failure.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return now < self._deadline - EARLY_SECONDS  # not ours, then
+        return failure.code in failures.AMBIGUOUS
+
+    def _check_hope(self, now: float, *, there_are_others: bool) -> None:
         """Go on only where somebody may answer yet.
 
         Raises:
@@ -213,8 +228,11 @@ class Call:
         why = self._replicas.why_hopeless(self._model, self._version, self._began_at)
         if why is not None:
             raise why
-        if self._failure and now >= self._failed_at + PERSISTENCE_SECONDS:
-            raise failures.passing(self._failure)
+        if self._failure is None:
+            return
+        is_over = now >= self._failed_at + PERSISTENCE_SECONDS
+        if is_over or not (there_are_others or failures.may_pass(self._failure)):
+            raise failures.error_of(self._failure)
 
     async def _news(self, *, until: float) -> None:
         """Wait until an attempt is done or something has changed; not for ever."""

@@ -28,6 +28,15 @@ RETRIED: Final = frozenset(
         grpc.StatusCode.CANCELLED,
     }
 )
+# In these either the request or the replica is at fault; one other replica can tell.
+AMBIGUOUS: Final = frozenset(
+    {
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
 # What gRPC itself says, with RESOURCE_EXHAUSTED, of a message beyond a limit.
 BEYOND_LIMIT: Final = "larger than max"
 # What a server that batches says, with UNAVAILABLE, where it has enough to do.
@@ -43,16 +52,18 @@ REFUSALS: Final = frozenset(
 )
 
 
-def is_worth_a_retry(failure: ReplicaFailed) -> bool:
-    """Whether another replica may answer."""
+def may_pass(failure: ReplicaFailed) -> bool:
+    """Whether the same request may be answered later, or by another replica."""
     if BEYOND_LIMIT in failure.details:
         return False
     return failure.is_lost or failure.code in RETRIED
 
 
-def final(failure: ReplicaFailed) -> BlockserveError:
-    """The error of a failure that would be the same elsewhere."""
+def error_of(failure: ReplicaFailed) -> BlockserveError:
+    """What those are told who wait, where no replica did better."""
     code, details = failure.code, failure.details
+    if may_pass(failure):
+        return passing(failure)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return too_late()
     if code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -68,7 +79,7 @@ def final(failure: ReplicaFailed) -> BlockserveError:
 
 
 def passing(failure: ReplicaFailed) -> Unavailable:
-    """The error of a failure that may pass, where no replica did better."""
+    """The same, where it may be better later."""
     busy = failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     if busy or QUEUE_IS_FULL in failure.details:
         return Overloaded(f"TensorFlow Serving is busy: {failure.details}")
