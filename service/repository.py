@@ -251,8 +251,8 @@ class Repository:
         """Load and unload until what serves is what the source asks for.
 
         Many may ask for it at once: one look that began since is enough for all. It
-        goes on where the caller is cancelled: nobody would free what a thread is loading
-        for it, and other models may be waiting for their turn.
+        goes on where the caller is cancelled: nobody would free what a thread is
+        loading for it, and other models may be waiting for their turn.
         """
         task = asyncio.get_running_loop().create_task(self._reconcile())
         self._tasks.add(task)

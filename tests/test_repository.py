@@ -181,7 +181,7 @@ async def test_a_name_that_is_no_text_is_no_model_and_does_not_end_following(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What watches the directory ends at such a name; looking goes on."""
-    monkeypatch.setattr("service.repository.RESCAN_MILLISECONDS", 10)
+    monkeypatch.setattr("service.sources.directory.RESCAN_MILLISECONDS", 10)
     async with following(tmp_path) as repository:
         shutil.copytree(
             stub_version(tmp_path / ".away"),
