@@ -424,3 +424,9 @@ class Load:
             await self._ask(number)
             self.answered += 1
             number += self._at_a_time
+
+
+async def asked_again(replica: FakeReplica, times: int = 5) -> None:
+    """Wait until it has been asked for its state some more times."""
+    before = replica.status_calls
+    await until(lambda: replica.status_calls >= before + times)

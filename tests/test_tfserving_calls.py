@@ -49,6 +49,7 @@ def answered(*asked: FakeReplica) -> list[int]:
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A silence of a second means nothing on a machine that has other things to do."""
     monkeypatch.setattr(f"{POOL}.LEAST_PATIENCE_SECONDS", LONG_SECONDS)
+    monkeypatch.setattr(f"{POOL}.PROBE_TIMEOUT_SECONDS", LONG_SECONDS)
 
 
 @pytest.fixture

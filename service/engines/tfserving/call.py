@@ -183,7 +183,9 @@ class Call:
         remaining = self._deadline - now
         patience = self._replicas.patience_seconds(remaining)
         hedge = self._replicas.hedge_seconds
-        self._another_at = now + min(remaining, patience if hedge is None else hedge)
+        if hedge is None or self._attempts:  # one hedge is enough
+            hedge = patience
+        self._another_at = now + min(remaining, hedge)
         attempt = replica.ask(self._request, remaining, self._ended)
         attempt.overdue_at = now + patience
         self._attempts.append(attempt)

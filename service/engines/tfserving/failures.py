@@ -80,6 +80,8 @@ def error_of(failure: ReplicaFailed) -> BlockserveError:
 
 def passing(failure: ReplicaFailed) -> Unavailable:
     """The same, where it may be better later."""
+    if failure.code is grpc.StatusCode.NOT_FOUND:
+        return VersionGone(f"no TensorFlow Serving has it any more: {failure.details}")
     busy = failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     if busy or QUEUE_IS_FULL in failure.details:
         return Overloaded(f"TensorFlow Serving is busy: {failure.details}")

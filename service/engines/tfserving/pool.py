@@ -253,7 +253,7 @@ class ReplicaPool:
             return self._nobody(model, version) if is_over else None
         served = self.versions(model)
         if version in served:
-            return None
+            return None  # or else the next answer about it will say so
         # Another version tells that this one was replaced. Where there is none, the
         # server may be between two.
         is_over = now >= since + RECOVERY_SECONDS
@@ -266,7 +266,7 @@ class ReplicaPool:
         if failure.is_lost:
             replica.take_out(failure.details)
         elif failure.code is grpc.StatusCode.NOT_FOUND:
-            replica.forget(model, version)
+            replica.miss(model, version)
         else:
             replica.rest()
         replica.doubted.set()

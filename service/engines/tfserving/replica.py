@@ -132,7 +132,7 @@ class Replica:
     Attributes:
         outstanding: Calls under way.
         problem: Why nothing is asked of it now; `None` if it is up.
-        available: The versions that it serves, by model.
+        available: The versions that it serves, by model, as it said when last asked.
         times_up: How often it has come up.
         probed: Set once it has been asked for the first time.
         doubted: Set where it should be asked at once what it serves.
@@ -150,6 +150,7 @@ class Replica:
         self.outstanding = 0
         self.problem: str | None = NOT_ASKED_YET
         self.available: Mapping[str, frozenset[int]] = {}
+        self._missing: set[tuple[str, int]] = set()
         self.times_up = 0
         self.probed = Event()
         self.doubted = Event()
@@ -177,8 +178,12 @@ class Replica:
         return self.problem is None
 
     def serves(self, model: str, version: int) -> bool:
-        """Whether it is up and has a version."""
-        return self.is_up and version in self.available.get(model, ())
+        """Whether it is up and has a version, by all that is known."""
+        return (
+            self.is_up
+            and version in self.available.get(model, ())
+            and (model, version) not in self._missing
+        )
 
     def is_trusted(self, now: float) -> bool:
         """Whether it is asked like any other.
@@ -250,7 +255,8 @@ class Replica:
             self._learn(failure)
             return
         self._misses = 0
-        if available == self.available and self.is_up:
+        had_missed, self._missing = self._missing, set()
+        if available == self.available and self.is_up and not had_missed:
             return
         self.available = available
         if not self.is_up:
@@ -268,11 +274,12 @@ class Replica:
         if was_up:
             self._on_change()
 
-    def forget(self, model: str, version: int) -> None:
-        """Take note that it does not serve a version any more."""
-        left = self.available.get(model, frozenset()) - {version}
-        self.available = {**self.available, model: left}
-        self._on_change()
+    def miss(self, model: str, version: int) -> None:
+        """Ask no more for a version that was not there, until it says what it serves.
+
+        It is not known to be gone: what has come in its place is not known either.
+        """
+        self._missing.add((model, version))
 
     async def close(self, grace_seconds: float | None = None) -> None:
         """End its connection, with what is under way after a while."""
