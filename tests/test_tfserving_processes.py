@@ -19,6 +19,8 @@ from tests.support import BLOCKSERVE, image_of_class, serving, stub_version
 
 POOL = "service.engines.tfserving.pool"
 
+pytestmark = pytest.mark.slow
+
 
 class Process:
     """A gateway with the stub engine, at the same address each time it starts."""
