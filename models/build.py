@@ -1,6 +1,6 @@
 """From a plan to a published version: the build step, step by step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,8 +58,6 @@ from models.warmup import write_warmup_requests
 FRAMEWORKS: Final = (keras, tf, np)
 PARITY_SAMPLES: Final = 32
 CALIBRATION_SAMPLES: Final = 300
-# What TensorFlow Serving warms up with; the gateway warms itself up.
-WARMUP_BATCH_SIZES: Final = (1, 2, 4, 8, 16)
 
 
 def build(
@@ -122,6 +120,7 @@ def build(
             parameters=subject.network.count_params(),
             precision=plan.precision,
             precisions=exported.precisions,
+            batch_sizes=plan.batch_sizes,
             recipe=plan.describe(),
             data=None if dataset is None else dataset.describe(),
             training=None if history is None else history.describe(),
@@ -130,7 +129,7 @@ def build(
             preprocessing=preprocessing,
             frameworks={module.__name__: module.__version__ for module in FRAMEWORKS},
         )
-        _write_assets(draft, name, subject)
+        _write_assets(draft, name, subject, plan.batch_sizes)
         _write_charts(draft, subject, history, scores)
         return publish(draft, card, repository)
 
@@ -274,7 +273,9 @@ def _scores_of(subject: Subject) -> Callable[[Images], Any]:
     return scores
 
 
-def _write_assets(draft: Path, name: str, subject: Subject) -> None:
+def _write_assets(
+    draft: Path, name: str, subject: Subject, batch_sizes: Sequence[int]
+) -> None:
     """Write what people look at, and what TensorFlow Serving warms up with."""
     (draft / ASSETS_DIRECTORY).mkdir(exist_ok=True)
     outline = drawable(subject.network)
@@ -284,7 +285,7 @@ def _write_assets(draft: Path, name: str, subject: Subject) -> None:
     (draft / SAMPLE_FILE).write_bytes(png(samples[0]))
     batches = (
         _named(subject, np.resize(samples, (size, *samples.shape[1:])))
-        for size in WARMUP_BATCH_SIZES
+        for size in batch_sizes
     )
     write_warmup_requests(
         draft / WARMUP_FILE,

@@ -7,7 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 ASSETS_DIRECTORY: Final = "assets.extra"
 CARD_FILE: Final = f"{ASSETS_DIRECTORY}/model_card.json"
@@ -214,8 +221,9 @@ class ModelCard(_Part):
     `labels[i]` names class `i` of the output whose role is `probabilities` or `logits`.
     `image_input` is the image that `classify` fills in: `None` where the model takes
     something else, or several images. `encoded_input` names the string input of the
-    signature `serving_bytes` that belongs to it. `recipe` holds the options of the
-    build, and `frameworks` maps package names to the versions that built the model.
+    signature `serving_bytes` that belongs to it. `batch_sizes` are those of the warm-up
+    records. `recipe` holds the options of the build, and `frameworks` maps package
+    names to the versions that built the model.
     """
 
     name: str = Field(min_length=1)
@@ -229,6 +237,7 @@ class ModelCard(_Part):
     parameters: int | None = Field(default=None, ge=0)
     precision: Precision = "float32"
     precisions: tuple[PrecisionMeasurement, ...] = ()
+    batch_sizes: tuple[PositiveInt, ...] = ()
     recipe: dict[str, str | int | float | bool | None] = {}
     data: DataSplit | None = None
     training: Training | None = None

@@ -22,13 +22,21 @@ from rich.table import Table
 
 from models.card import CardError, Precision, Resize
 from models.native import silenced
-from models.plan import DEFAULT_ARCHITECTURE, DIGITS, Plan, Preprocess, WrongPlan
+from models.plan import (
+    DEFAULT_ARCHITECTURE,
+    DEFAULT_BATCH_SIZES,
+    DIGITS,
+    Plan,
+    Preprocess,
+    WrongPlan,
+)
 
 if TYPE_CHECKING:
     import keras
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SIZE_PATTERN: Final = re.compile(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?")
+BATCH_SIZES_PATTERN: Final = re.compile(r"[1-9]\d{0,3}(,[1-9]\d{0,3})*")
 # SIGHUP is a terminal that was closed; some systems have none.
 ENDINGS: Final = (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 SIGNALLED: Final = 128  # what shells add to the signal that has ended a program
@@ -77,6 +85,7 @@ def build(
     network: NetworkOptions = NO_OPTIONS,
     resize: Resize | None = None,
     precision: Precision = "float32",
+    batch_sizes: str | None = None,
     max_accuracy_drop: Percent = 1.0,
     max_changed_predictions: Percent = 2.0,
     untrained: Annotated[bool, Parameter(negative=())] = False,
@@ -108,6 +117,8 @@ def build(
             its middle, or padded with black; stretched if not given.
         precision: Of the weights and the arithmetic: float16 and bfloat16 are for GPUs,
             int8 for the embedded engine.
+        batch_sizes: What TensorFlow Serving is warmed up with and may pad batches to,
+            as in 1,8,32; 1,2,4,8,16 if not given.
         max_accuracy_drop: Percentage points of accuracy that a precision may cost.
         max_changed_predictions: Percent of predictions that may differ between the
             training's way from file to pixels and the server's.
@@ -136,6 +147,7 @@ def build(
         width=network.width,
         dropout=network.dropout,
         precision=precision,
+        batch_sizes=_batch_sizes(batch_sizes),
         max_accuracy_drop=max_accuracy_drop,
         max_changed_predictions=max_changed_predictions,
         untrained=untrained,
@@ -289,6 +301,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not found:
         _fail(f"--size: expected pixels as in 96 or 96x128, got {text!r}")
     return int(found[1]), int(found[2] or found[1])
+
+
+def _batch_sizes(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return DEFAULT_BATCH_SIZES
+    if not BATCH_SIZES_PATTERN.fullmatch(text):
+        _fail(f"--batch-sizes: expected numbers of images as in 1,8,32, got {text!r}")
+    return tuple(sorted(set(map(int, text.split(",")))))
 
 
 def _check(plan: Plan) -> None:

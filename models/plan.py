@@ -11,6 +11,8 @@ Preprocess = Literal["none", "scale01", "scale11", "imagenet-mean", "imagenet-st
 
 DEFAULT_ARCHITECTURE: Final = "inception"
 DIGITS: Final = "digits"
+# A power of two is at most half full, and five sizes are warmed up in seconds.
+DEFAULT_BATCH_SIZES: Final = (1, 2, 4, 8, 16)
 
 
 class WrongPlan(ValueError):
@@ -37,6 +39,7 @@ class Plan:
     width: float | None = None
     dropout: float | None = None
     precision: Precision = "float32"
+    batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
     max_accuracy_drop: float = 1.0
     max_changed_predictions: float = 2.0
     untrained: bool = False
@@ -89,9 +92,11 @@ class Plan:
     def describe(self) -> dict[str, str | int | float | bool | None]:
         """The options that were set, for the card."""
         dataset = self.dataset and Path(self.dataset).name
+        options = asdict(replace(self, dataset=dataset))
+        options["batch_sizes"] = ",".join(map(str, self.batch_sizes))
         return {
             name: value if isinstance(value, int | float | str) else _text(value)
-            for name, value in asdict(replace(self, dataset=dataset)).items()
+            for name, value in options.items()
             if value is not None
         }
 

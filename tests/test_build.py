@@ -56,6 +56,8 @@ RUNS = {
     "channels of no image": [*SHORT_BUILD, "--channels", "2"],
     "no width": [*SHORT_BUILD, "--width", "0"],
     "dropout of everything": [*SHORT_BUILD, "--dropout", "1"],
+    "batch sizes in words": [*SHORT_BUILD, "--batch-sizes", "1,many"],
+    "no batch": [*SHORT_BUILD, "--batch-sizes", "0,1"],
     "resize of another kind": [*SHORT_BUILD, "--resize", "squeeze"],
     "data set that is nowhere": [*SHORT_BUILD, "--dataset", "absent"],
     "data set without labels": [*SHORT_BUILD, "--dataset", "drawn"],
@@ -217,6 +219,9 @@ def test_a_build_leaves_warm_up_requests_of_each_batch_size(
         answer = loaded.signatures["serving_default"](images=tf.constant(images))
         sizes.append(len(answer["probabilities"]))
     assert sizes == [1, 2, 4, 8, 16]
+    card = ModelCard.read(version_directory)
+    assert card is not None
+    assert list(card.batch_sizes) == sizes
 
 
 def test_a_builds_summary_tells_which_layer_feeds_which(
@@ -343,6 +348,8 @@ def test_plot_writes_a_drawing_and_says_so(
         ("summary too small", ["--size", "at least 75x75", "got 74x74"]),
         ("plot as text", ["--output", ".svg or .png", "siamese.txt"]),
         ("size in words", ["--size", "96x128", "'large'"]),
+        ("batch sizes in words", ["--batch-sizes", "1,8,32", "'1,many'"]),
+        ("no batch", ["--batch-sizes", "1,8,32", "'0,1'"]),
         ("data set that is nowhere", ["--dataset", "'digits'", "absent"]),
         ("data set without labels", ["drawn", "holds 0 sub-folders", "two"]),
         ("too small", ["--size", "at least 75x75", "got 32x32"]),

@@ -51,6 +51,7 @@ CARD = ModelCard(
             accuracy=0.98,
         ),
     ),
+    batch_sizes=(1, 8, 32),
     recipe={"epochs": 3, "width": 0.5, "dataset": "pets", "untrained": False},
     data=DataSplit(
         name="pets", images={"zéro": 20}, train=14, validation=3, held_out=3
@@ -190,6 +191,7 @@ def test_unknown_keys_are_refused_wherever_they_are(tmp_path: Path, path: str) -
         ("precisions.0.size_bytes", 0),
         ("precisions.0.images_per_second", inf),
         ("precisions.0.accuracy", 2),
+        ("batch_sizes.1", 0),
         ("recipe", "default"),
         ("data.train", None),
         ("training.best_epoch", 0),
