@@ -9,9 +9,10 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
 
@@ -20,7 +21,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from models.card import CardError, Precision, Resize
+from models.card import CardError, ModelCard, Precision, Resize
 from models.native import silenced
 from models.plan import (
     DEFAULT_ARCHITECTURE,
@@ -29,6 +30,13 @@ from models.plan import (
     Plan,
     Preprocess,
     WrongPlan,
+)
+from models.serving_config import (
+    DEFAULT_BASE,
+    ServingConfigError,
+    read_models,
+    versions_in,
+    write_serving_config,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +94,9 @@ def build(
     resize: Resize | None = None,
     precision: Precision = "float32",
     batch_sizes: str | None = None,
+    version_label: tuple[str, ...] = (),
+    tfserving_path: PurePosixPath = DEFAULT_BASE,
+    if_missing: Annotated[bool, Parameter(negative=())] = False,
     max_accuracy_drop: Percent = 1.0,
     max_changed_predictions: Percent = 2.0,
     untrained: Annotated[bool, Parameter(negative=())] = False,
@@ -97,7 +108,8 @@ def build(
 ) -> None:
     """Train an architecture, or import a model, and export it as a new version.
 
-    Ctrl-C ends the training early and keeps the best weights so far.
+    Ctrl-C ends the training early and keeps the best weights so far. Beside the models
+    it leaves TensorFlow Serving's configuration.
 
     Args:
         architecture: What to build, inception if not given; `blockserve architectures`
@@ -119,6 +131,10 @@ def build(
             int8 for the embedded engine.
         batch_sizes: What TensorFlow Serving is warmed up with and may pad batches to,
             as in 1,8,32; 1,2,4,8,16 if not given.
+        version_label: A name for the new version in TensorFlow Serving, like stable; it
+            leaves the version that had it. May be repeated.
+        tfserving_path: Where TensorFlow Serving sees the repository.
+        if_missing: Build only if the model has no version yet.
         max_accuracy_drop: Percentage points of accuracy that a precision may cost.
         max_changed_predictions: Percent of predictions that may differ between the
             training's way from file to pixels and the server's.
@@ -159,8 +175,17 @@ def build(
     )
     name = _name(name, plan)
     _check(plan)
+    for label in version_label:
+        _check_label(label)
+    if not tfserving_path.is_absolute():
+        _fail(f"--tfserving-path: expected an absolute path, got {tfserving_path}")
     for directory in (repository, repository / name):
         _check_writable(directory)
+    if if_missing and repository.exists() and name in versions_in(repository):
+        _configure(repository, base=tfserving_path)
+        _say(f"{repository / name} has a version: nothing to build")
+        return
+    _check_configuration(repository)
     _start_tensorflow()
     from tensorflow.errors import OpError
 
@@ -189,6 +214,7 @@ def build(
         _fail(f"TensorFlow gave up: {error.message.splitlines()[0]}")
     console.print(built(card, path, seconds=perf_counter() - started))
     _say(f"wrote {path}")
+    _configure(repository, base=tfserving_path, built=card, labels=version_label)
 
 
 def architectures() -> None:
@@ -335,6 +361,34 @@ def _check_writable(directory: Path) -> None:
         _fail(f"{cannot} no directory")
     if not os.access(nearest, os.W_OK | os.X_OK):
         _fail(f"{cannot} read-only")
+
+
+def _check_label(label: str) -> None:
+    if not NAME_PATTERN.fullmatch(label):
+        _fail(f"--version-label: {label!r} cannot be a label; use a name like stable")
+
+
+def _check_configuration(repository: Path) -> None:
+    try:
+        read_models(repository)
+    except ServingConfigError as error:
+        _fail(str(error))
+
+
+def _configure(
+    repository: Path,
+    *,
+    base: PurePosixPath,
+    built: ModelCard | None = None,
+    labels: Collection[str] = (),
+) -> None:
+    """Write TensorFlow Serving's configuration."""
+    try:
+        write_serving_config(repository, base=base, built=built, labels=labels)
+    except ServingConfigError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or repository}: {error.strerror or error}")
 
 
 def _start_tensorflow() -> None:

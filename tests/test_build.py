@@ -1,6 +1,7 @@
 """The build step as a program: what it makes, what it says, and how well it learns."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import httpx
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
 from models.card import ModelCard
 from models.datasets import Dataset, inverted
@@ -58,6 +61,9 @@ RUNS = {
     "dropout of everything": [*SHORT_BUILD, "--dropout", "1"],
     "batch sizes in words": [*SHORT_BUILD, "--batch-sizes", "1,many"],
     "no batch": [*SHORT_BUILD, "--batch-sizes", "0,1"],
+    "label that is empty": [*SHORT_BUILD, "--version-label", ""],
+    "path from somewhere": [*SHORT_BUILD, "--tfserving-path", "models"],
+    "unreadable configuration": [*SHORT_BUILD, "--repository", "configured"],
     "resize of another kind": [*SHORT_BUILD, "--resize", "squeeze"],
     "data set that is nowhere": [*SHORT_BUILD, "--dataset", "absent"],
     "data set without labels": [*SHORT_BUILD, "--dataset", "drawn"],
@@ -99,6 +105,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "a_file").touch()
     (directory / "models").mkdir()
     (directory / "models" / "inception").touch()
+    (directory / "configured").mkdir()
+    (directory / "configured" / "models.config").write_text("{", encoding="utf-8")
     return directory
 
 
@@ -134,7 +142,9 @@ def test_a_build_makes_all_that_the_design_lists(version_directory: Path) -> Non
 
 
 def test_a_build_leaves_nothing_else_in_the_repository(repository: Path) -> None:
-    assert [path.name for path in repository.iterdir()] == ["inception"]
+    assert sorted(path.name for path in repository.iterdir()) == [
+        *("batching.config", "inception", "models.config", "monitoring.config")
+    ]
     assert [path.name for path in (repository / "inception").iterdir()] == ["1"]
 
 
@@ -222,6 +232,35 @@ def test_a_build_leaves_warm_up_requests_of_each_batch_size(
     card = ModelCard.read(version_directory)
     assert card is not None
     assert list(card.batch_sizes) == sizes
+
+
+def test_a_build_configures_tensorflow_serving(repository: Path) -> None:
+    text = (repository / "models.config").read_text(encoding="utf-8")
+    (model,) = text_format.Parse(text, ModelServerConfig()).model_config_list.config
+    assert (model.name, model.base_path) == ("inception", "/models/inception")
+    assert model.model_version_policy.latest.num_versions == 1
+    batching = (repository / "batching.config").read_text(encoding="utf-8")
+    assert re.findall(r"^allowed_batch_sizes: (\d+)$", batching, re.MULTILINE) == [
+        *("1", "2", "4", "8", "16")
+    ]
+
+
+def test_a_build_of_what_is_missing_leaves_alone_what_is_there(
+    repository: Path, tmp_path: Path
+) -> None:
+    """But for the configuration, which is written where it is missing, too."""
+    shutil.copytree(repository, tmp_path / "repository")
+    (tmp_path / "repository" / "models.config").unlink()
+    done = blockserve(
+        *("build", "--if-missing", "--repository", "repository"),
+        *("--tfserving-path", "/elsewhere"),
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "repository/inception has a version: nothing to build" in done.stdout
+    assert [p.name for p in (tmp_path / "repository/inception").iterdir()] == ["1"]
+    text = (tmp_path / "repository/models.config").read_text(encoding="utf-8")
+    assert 'base_path: "/elsewhere/inception"' in text
 
 
 def test_a_builds_summary_tells_which_layer_feeds_which(
@@ -349,6 +388,9 @@ def test_plot_writes_a_drawing_and_says_so(
         ("plot as text", ["--output", ".svg or .png", "siamese.txt"]),
         ("size in words", ["--size", "96x128", "'large'"]),
         ("batch sizes in words", ["--batch-sizes", "1,8,32", "'1,many'"]),
+        ("label that is empty", ["--version-label", "''", "stable"]),
+        ("path from somewhere", ["--tfserving-path", "absolute", "models"]),
+        ("unreadable configuration", ["configured/models.config", "1:1", "move it"]),
         ("no batch", ["--batch-sizes", "1,8,32", "'0,1'"]),
         ("data set that is nowhere", ["--dataset", "'digits'", "absent"]),
         ("data set without labels", ["drawn", "holds 0 sub-folders", "two"]),
@@ -412,7 +454,7 @@ def test_wrong_use_builds_nothing(
     for run in runs.values():
         run.result()
     assert sorted(path.name for path in directory.iterdir()) == [
-        *("a_file", "drawn", "models")
+        *("a_file", "configured", "drawn", "models")
     ]
 
 
