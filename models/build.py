@@ -166,9 +166,10 @@ class _Exported:
 
 def _export(plan: Plan, subject: Subject, draft: Path) -> _Exported:
     """Write the SavedModel in the wanted precision, and compare it with float32."""
+    xla = plan.xla
     match plan.precision:
         case "float32":
-            parity = _export_float32(subject, draft)
+            parity = _export_float32(subject, draft, xla=xla)
             return _Exported(
                 parity=parity, predict=predict_with(subject.network, subject.interface)
             )
@@ -177,29 +178,29 @@ def _export(plan: Plan, subject: Subject, draft: Path) -> _Exported:
             baseline, candidate = _int8_candidates(subject, draft)
             precisions = _measure(subject, baseline, candidate)
         case half:
-            parity = _export_half(subject, half, draft)
+            parity = _export_half(subject, half, draft, xla=xla)
             candidate = tensorflow_candidate(half, draft)
             with draft_directory(draft.parent) as float32:
-                _export_float32(subject, float32)
+                _export_float32(subject, float32, xla=xla)
                 baseline = tensorflow_candidate("float32", float32)
                 precisions = _measure(subject, baseline, candidate)
     return _Exported(parity=parity, precisions=precisions, predict=candidate.predict)
 
 
-def _export_float32(subject: Subject, directory: Path) -> Parity:
+def _export_float32(subject: Subject, directory: Path, *, xla: bool = False) -> Parity:
     samples = _named(subject, _samples(subject))
-    write_saved_model(subject.network, subject.interface, directory)
+    write_saved_model(subject.network, subject.interface, directory, xla=xla)
     expected = subject.original(samples)
     return check_parity(directory, subject.interface, samples, expected)
 
 
 def _export_half(
-    subject: Subject, precision: FloatPrecision, directory: Path
+    subject: Subject, precision: FloatPrecision, directory: Path, *, xla: bool
 ) -> Parity:
     """Held to the same network in Keras; what it lost is told by its accuracy."""
     samples, interface = _named(subject, _samples(subject)), subject.interface
     network = subject.in_precision(precision)
-    write_saved_model(network, interface, directory)
+    write_saved_model(network, interface, directory, xla=xla)
     expected = predict_with(network, interface)(samples)
     return check_parity(directory, interface, samples, expected, precision=precision)
 

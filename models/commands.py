@@ -93,6 +93,7 @@ def build(
     network: NetworkOptions = NO_OPTIONS,
     resize: Resize | None = None,
     precision: Precision = "float32",
+    xla: Annotated[bool, Parameter(negative=())] = False,
     batch_sizes: str | None = None,
     version_label: tuple[str, ...] = (),
     tfserving_path: PurePosixPath = DEFAULT_BASE,
@@ -129,6 +130,8 @@ def build(
             its middle, or padded with black; stretched if not given.
         precision: Of the weights and the arithmetic: float16 and bfloat16 are for GPUs,
             int8 for the embedded engine.
+        xla: Have TensorFlow compile the network where it is served, anew for each batch
+            size: for TensorFlow Serving on GPU.
         batch_sizes: What TensorFlow Serving is warmed up with and may pad batches to,
             as in 1,8,32; 1,2,4,8,16 if not given.
         version_label: A name for the new version in TensorFlow Serving, like stable; it
@@ -163,6 +166,7 @@ def build(
         width=network.width,
         dropout=network.dropout,
         precision=precision,
+        xla=xla,
         batch_sizes=_batch_sizes(batch_sizes),
         max_accuracy_drop=max_accuracy_drop,
         max_changed_predictions=max_changed_predictions,

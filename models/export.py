@@ -81,13 +81,24 @@ def predict_with(network: keras.Model, interface: Interface) -> Predict:
 
 
 def write_saved_model(
-    network: keras.Model, interface: Interface, directory: Path
+    network: keras.Model, interface: Interface, directory: Path, *, xla: bool = False
 ) -> None:
-    """Write a SavedModel whose signatures take images, and encoded images."""
+    """Write a SavedModel whose signatures take images, and encoded images.
+
+    Args:
+        network: What they compute.
+        interface: Their inputs' and outputs' names.
+        directory: Where to write.
+        xla: Whether a server has to compile the network, anew for each batch size.
+            Decoding is left out: XLA knows no strings.
+    """
 
     def from_images(*images: Any) -> dict[str, Any]:
         named = zip(interface.inputs, images, strict=True)
         return interface.call(network, {i.tensor: batch for i, batch in named})
+
+    if xla:
+        from_images = tf.function(from_images, jit_compile=True)
 
     def from_bytes(*encoded: Any) -> dict[str, Any]:
         named = zip(interface.inputs, encoded, strict=True)

@@ -39,6 +39,7 @@ class Plan:
     width: float | None = None
     dropout: float | None = None
     precision: Precision = "float32"
+    xla: bool = False
     batch_sizes: tuple[int, ...] = DEFAULT_BATCH_SIZES
     max_accuracy_drop: float = 1.0
     max_changed_predictions: float = 2.0
@@ -81,6 +82,11 @@ class Plan:
                     f"--precision {self.precision} needs --dataset with --from: its "
                     "accuracy is compared with that of float32"
                 )
+        if self.xla and self.precision == "int8":
+            raise WrongPlan(
+                "--xla is for TensorFlow Serving, and --precision int8 for the "
+                "embedded engine"
+            )
         if self.dataset in {None, DIGITS}:
             share = {"--validation-share": self.validation_share}
             _refuse(share, "goes with --dataset DIR")

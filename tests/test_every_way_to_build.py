@@ -378,6 +378,17 @@ def test_a_precision_that_costs_too_much_accuracy_is_not_published(
     assert list((tmp_path / "repository").iterdir()) == []
 
 
+def test_a_build_is_compiled_and_warmed_up_as_its_plan_says(tmp_path: Path) -> None:
+    plan = Plan(architecture="lenet", untrained=True, xla=True, batch_sizes=(1, 3))
+    card = built(plan, tmp_path / "repository", "compiled")
+    assert (card.recipe["xla"], card.recipe["batch_sizes"]) == (True, "1,3")
+    assert card.batch_sizes == (1, 3)
+    directory = tmp_path / "repository" / "compiled" / "1"
+    assert b"_XlaMustCompile" in (directory / "saved_model.pb").read_bytes()
+    records = str(directory / "assets.extra/tf_serving_warmup_requests")
+    assert len(list(tf.data.TFRecordDataset(records))) == 2
+
+
 @pytest.mark.slow
 def test_an_untrained_build_has_random_weights_and_measures_nothing(
     tmp_path: Path,

@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from PIL import Image
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from models.card import ImageInput, ModelCard, OutputTensor
 from models.export import (
@@ -29,6 +30,7 @@ from models.export import (
     publish,
     write_saved_model,
 )
+from service import engines
 from tests.images import encode, image_input, photograph
 
 Array = np.ndarray[Any, Any]
@@ -241,6 +243,31 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
         assert answers.keys() == {"same", "probabilities"}
         for name, want in expected.items():
             np.testing.assert_allclose(answers[name], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [grey_model, pair_model])
+async def test_a_compiled_export_computes_the_same_in_every_engine(
+    tmp_path: Path, make: Callable[[], keras.Model]
+) -> None:
+    """Where there is no XLA, as in OpenVINO, its graph is one as any other."""
+    model = make()
+    interface, samples = interface_of(model), samples_of(model)
+    write_saved_model(model, interface, tmp_path, xla=True)
+    expected = predict_with(model, interface)(samples)
+    check_parity(tmp_path, interface, samples, expected)
+    written = SavedModel.FromString((tmp_path / "saved_model.pb").read_bytes())
+    functions = written.meta_graphs[0].graph_def.library.function
+    compiled = [f for f in functions if f.attr["_XlaMustCompile"].b]
+    assert compiled
+    operations = {node.op for function in compiled for node in function.node_def}
+    assert "MatMul" in operations
+    assert not operations & {"DecodeImage", "DecodePng", "DecodeJpeg"}
+    for choice in ("openvino", "tensorflow"):
+        engine = engines.load(choice, tmp_path, slots=1)
+        answers = await engine.infer("serving_default", samples)
+        engine.close()
+        for name, answer in answers.items():
+            np.testing.assert_allclose(answer, expected[name], atol=1e-5)
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["grey", "rgb"])
