@@ -315,3 +315,24 @@ def test_a_gateway_that_is_not_ready_is_not_healthy(tmp_path: Path) -> None:
         with started(*flags, "--repository", str(tmp_path)) as (_, url, _):
             assert httpx.get(f"{url}/healthz").status_code == 200
             assert health_check(url).returncode != 0
+
+
+def test_the_guide_names_what_there_is() -> None:
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    guide = text.split("\n## The whole system")[1].split("\n## ")[0]
+    for path in re.findall(r"(?:deploy/|docker-compose)[\w./-]*\w", guide):
+        assert (ROOT / path).is_file(), path
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    for name in re.findall(r"`([A-Z_]{4,})(?:=[^`]*)?`", guide):
+        assert f"{name}=" in example or name == "COMPOSE_FILE", name
+    rows = re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE)
+    assert set(rows) == set(services())
+    *_, by_hand = re.findall(r"^```sh\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    build, script, serve = by_hand.splitlines()
+    assert "blockserve " + " ".join(services()["build"]["command"]) == build
+    assert os.access(ROOT / script.split()[0], os.X_OK)
+    _, *flags = services()["gateway"]["command"]
+    in_compose = dict(zip(flags[::2], flags[1::2], strict=True))
+    words = serve.split()
+    assert words[:4] == ["blockserve", "serve", "--engine", in_compose["--engine"]]
+    assert words[4] in in_compose
