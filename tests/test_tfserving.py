@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from tests.gateways import (
     until_ready,
 )
 from tests.replicas import (
+    LONG_SECONDS,
     MODEL,
     Load,
     images,
@@ -248,6 +250,16 @@ async def test_hedging_is_a_setting(tmp_path: Path) -> None:
         await until(lambda: [call.cancelled for call in made[0].asked].count(True) == 1)
 
 
+def posted(url: str, content: bytes) -> httpx.Response:
+    """The answer of a gateway that may just have started: once it is ready."""
+    give_up_at = monotonic() + LONG_SECONDS
+    while True:
+        answer = httpx.post(url, content=content)
+        if answer.status_code != 503 or monotonic() > give_up_at:
+            assert answer.status_code == 200, answer.text
+            return answer
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_the_program_serves_in_front_of_replicas(
     tmp_path: Path, workers: str
@@ -263,9 +275,7 @@ async def test_the_program_serves_in_front_of_replicas(
         def run() -> list[str]:
             with started(*arguments) as (_, url, lines):
                 for value in range(8):
-                    answer = httpx.post(
-                        f"{url}/classify", content=image_of_class(value)
-                    )
+                    answer = posted(f"{url}/classify", image_of_class(value))
                     label = answer.json()["results"][0]["predictions"][0]["label"]
                     assert label == LETTERS[value]
                 return lines
