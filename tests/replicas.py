@@ -41,6 +41,12 @@ QUEUE_FULL: Final = (
     "The batch scheduling queue to which this task was submitted is full; currently 2 "
     "batches enqueued and max_enqueued_batches is 2"
 )
+SERVER_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),
+    # As the real server has it.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+)
 HOST: Final = "127.0.0.1"
 # What a test waits at most for what must happen; far more than it takes.
 LONG_SECONDS: Final = 60.0
@@ -129,7 +135,7 @@ class FakeReplica:
 
     async def start(self) -> None:
         """Listen, at the same port each time."""
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers((_Handler(self),))
         if self._credentials is None:
             port = self._server.add_insecure_port(self.address)

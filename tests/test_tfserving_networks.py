@@ -2,6 +2,8 @@
 
 import asyncio
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import grpc
 import pytest
@@ -9,6 +11,8 @@ import pytest
 from service.engines.tfserving import ReplicaPool
 from tests.replicas import (
     HOST,
+    LONG_SECONDS,
+    MODEL,
     Load,
     asked_again,
     classified,
@@ -44,6 +48,19 @@ async def test_a_unix_socket_leads_to_a_replica(tmp_path: Path) -> None:
     async with replicas(address=socket) as (one,), pooled(socket) as pool:
         assert await classified(pool, 3) == 3
         assert len(one.asked) == 1
+
+
+async def test_large_batches_and_answers_pass() -> None:
+    """As large as 32 images of 299×299×3 floats: 34 MB, each way."""
+    large = b"x" * (32 * 299 * 299 * 3 * 4)
+    async with replicas() as (one,), pooled(one) as pool:
+
+        async def echo(request: bytes, _: Any) -> bytes:
+            return request
+
+        one.methods["Predict"] = echo
+        deadline = monotonic() + LONG_SECONDS
+        assert await pool.predict(MODEL, 1, large, deadline) == large
 
 
 async def test_a_name_stands_for_all_its_addresses(
