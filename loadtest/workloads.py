@@ -19,7 +19,7 @@ from PIL import Image
 
 from loadtest.client import Request
 from loadtest.processes import ServerFailed
-from service.sources import scan
+from models.card import scan
 
 JPEG_QUALITY: Final = 90
 JPEG_HEADERS: Final = MappingProxyType({"content-type": "image/jpeg"})

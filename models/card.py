@@ -1,8 +1,10 @@
 """The model card: what a server needs to know and a SavedModel does not say.
 
-The one module that the build side and the serving side share; it imports no framework.
+The one module that the build side and the serving side share, with where models and
+their versions lie; it imports no framework.
 """
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
@@ -24,6 +26,7 @@ INT8_FILE: Final = f"{ASSETS_DIRECTORY}/openvino_int8.xml"  # weights beside it,
 SAMPLE_FILE: Final = f"{ASSETS_DIRECTORY}/sample.png"
 SUMMARY_FILE: Final = f"{ASSETS_DIRECTORY}/summary.txt"
 TRAINING_FILE: Final = f"{ASSETS_DIRECTORY}/training.svg"
+LARGEST_VERSION: Final = 2**63 - 1
 WARMUP_FILE: Final = f"{ASSETS_DIRECTORY}/tf_serving_warmup_requests"
 
 # The signature of tensors, and that of encoded images, where the input is an image.
@@ -274,3 +277,38 @@ class ModelCard(_Part):
         path = version_directory / CARD_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def scan(root: Path) -> dict[str, dict[int, Path]]:
+    """Model names to version numbers to directories, as they are on disk now.
+
+    What may not be read (`lost+found`, say) is no model, nor what no client could name:
+    a name that is no UTF-8, a version beyond 63 bits.
+
+    Raises:
+        OSError: The repository or a model's directory cannot be read at the moment.
+    """
+    return {
+        model.name: {
+            int(d.name): d
+            for d in model.iterdir()
+            if d.name.isascii()
+            and d.name.isdecimal()
+            and 0 < int(d.name) <= LARGEST_VERSION
+            and d.is_dir()
+        }
+        for model in root.iterdir()
+        if model.is_dir()
+        and model.name[0] != "."
+        and _is_text(model.name)
+        and os.access(model, os.R_OK)
+    }
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name has been read as UTF-8: no byte of it stands for itself."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,7 +8,7 @@ from typing import Final
 
 from google.protobuf import text_format
 
-from models.card import CardError, ModelCard
+from models.card import CardError, ModelCard, scan
 from models.plan import DEFAULT_BATCH_SIZES
 from proto.tensorflow.serving.file_system_storage_path_source_pb2 import (
     FileSystemStoragePathSourceConfig,
@@ -79,16 +79,8 @@ def versions_in(repository: Path) -> dict[str, list[int]]:
     Raises:
         OSError: The repository cannot be read.
     """
-    found = {
-        model.name: sorted(
-            int(d.name)
-            for d in model.iterdir()
-            if d.name.isascii() and d.name.isdecimal() and int(d.name) and d.is_dir()
-        )
-        for model in sorted(repository.iterdir())
-        if model.is_dir() and model.name[0] != "." and os.access(model, os.R_OK)
-    }
-    return {name: numbers for name, numbers in found.items() if numbers}
+    models = sorted(scan(repository).items())
+    return {name: sorted(versions) for name, versions in models if versions}
 
 
 def write_serving_config(

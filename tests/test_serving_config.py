@@ -15,9 +15,8 @@ from tensorflow_serving.config.model_server_config_pb2 import (
     ModelServerConfig,
 )
 
-from models.card import ModelCard
+from models.card import ModelCard, scan
 from models.serving_config import ServingConfigError, write_serving_config
-from service.sources import scan
 
 # As session_bundle_config.proto and monitoring_config.proto of TensorFlow Serving
 # define them; its package for Python leaves these two out.

@@ -8,10 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from models.card import CardError, ModelCard
+from models.card import CardError, ModelCard, scan
 from service.errors import InvalidSettings
 from service.settings import Settings
-from service.sources import scan
 
 
 def models(

@@ -2,9 +2,9 @@
 
 from service.settings import Settings
 from service.sources.base import Loaded, Source
-from service.sources.directory import DirectorySource, scan
+from service.sources.directory import DirectorySource
 
-__all__ = ["DirectorySource", "Loaded", "Source", "scan", "source_of"]
+__all__ = ["DirectorySource", "Loaded", "Source", "source_of"]
 
 
 def source_of(settings: Settings) -> Source:

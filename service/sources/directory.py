@@ -10,7 +10,7 @@ from typing import Final
 
 from watchfiles import awatch
 
-from models.card import ModelCard
+from models.card import ModelCard, scan
 from service import engines
 from service.saved_model import signature_defs
 from service.served_version import callable_signatures, infer_card
@@ -19,7 +19,6 @@ from service.sources.base import Loaded
 
 logger = logging.getLogger(__name__)
 
-LARGEST_VERSION: Final = 2**63 - 1
 # Where the file system sends no events (network volumes), this is how often we look.
 RESCAN_MILLISECONDS: Final = 5_000
 # With one, a model whose batches are short would wait for those of one whose are long.
@@ -106,41 +105,6 @@ async def ticks(seconds: float, stop: asyncio.Event) -> AsyncIterator[None]:
             async with asyncio.timeout(seconds):
                 await stop.wait()
         yield
-
-
-def scan(root: Path) -> dict[str, dict[int, Path]]:
-    """Model names to version numbers to directories, as they are on disk now.
-
-    What may not be read (`lost+found`, say) is no model, nor what no client could name:
-    a name that is no UTF-8, a version beyond 63 bits.
-
-    Raises:
-        OSError: The repository or a model's directory cannot be read at the moment.
-    """
-    return {
-        model.name: {
-            int(d.name): d
-            for d in model.iterdir()
-            if d.name.isascii()
-            and d.name.isdecimal()
-            and 0 < int(d.name) <= LARGEST_VERSION
-            and d.is_dir()
-        }
-        for model in root.iterdir()
-        if model.is_dir()
-        and model.name[0] != "."
-        and _is_text(model.name)
-        and os.access(model, os.R_OK)
-    }
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name has been read as UTF-8: no byte of it stands for itself."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _fingerprint(version_directory: Path) -> frozenset[tuple[str, int, int]]:

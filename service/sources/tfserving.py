@@ -9,7 +9,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from models.card import CARD_FILE, ModelCard
+from models.card import CARD_FILE, ModelCard, scan
 from proto.tensorflow.meta_graph_pb2 import SignatureDef
 from proto.tensorflow.serving.get_model_metadata_pb2 import (
     GetModelMetadataResponse,
@@ -21,7 +21,6 @@ from service.saved_model import signature_of
 from service.served_version import callable_signatures, infer_card
 from service.settings import Settings
 from service.sources.base import Loaded
-from service.sources.directory import scan
 
 logger = logging.getLogger(__name__)
 
