@@ -19,7 +19,10 @@ BlockserveError
 UnsupportedModel                 at load: this engine cannot run the model
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+# All that a client is told of what nobody foresaw.
+INTERNAL: Final = "internal error; the server's log says why"
 
 
 class BlockserveError(Exception):

@@ -10,6 +10,7 @@ import grpc
 
 from service.batching import Priority
 from service.errors import (
+    INTERNAL,
     BlockserveError,
     ClientDisconnected,
     DeadlineExceeded,
@@ -34,7 +35,6 @@ MILLISECONDS: Final = 1000
 # Three times as long on the wire at worst, and of headers beyond 8 KB clients may tell
 # nothing but that they were too long.
 LONGEST_DETAILS_BYTES: Final = 2_000
-INTERNAL: Final = "internal error; the server's log says why"
 # The first class of the error's ancestry that is listed decides.
 STATUS: Final[dict[type[BaseException], grpc.StatusCode]] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.errors import (
+    INTERNAL,
     BlockserveError,
     DeadlineExceeded,
     InvalidImage,
@@ -23,7 +24,6 @@ from service.errors import (
 logger = logging.getLogger(__name__)
 
 JSON: Final = b"application/json"
-INTERNAL: Final = "internal error; the server's log says why"
 
 # The first class of the error's ancestry that is listed decides.
 STATUS: Final[dict[type[BaseException], int]] = {

@@ -1,11 +1,7 @@
 """Errors in TensorFlow Serving's words, where its clients may know them by these."""
 
-from typing import Final
-
 from service.errors import BlockserveError
 from service.repository import Target
-
-INTERNAL: Final = "internal error; the server's log says why"
 
 
 def words(error: BlockserveError, target: Target) -> str:

@@ -7,13 +7,13 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from models.card import DEFAULT_SIGNATURE
-from service.errors import BlockserveError, ClientDisconnected
+from service.errors import INTERNAL, BlockserveError, ClientDisconnected
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http.arrivals import Arrival
 from service.http.bodies import read_in_time
 from service.http.callers import caller_of
-from service.http.errors import INTERNAL, internal_error, retry_after, status_of
+from service.http.errors import internal_error, retry_after, status_of
 from service.http.open_inference import answers, requests
 from service.http.open_inference.answers import Body
 from service.http.open_inference.requests import ControlDocument, IndexDocument

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from proto.tensorflow.serving.get_model_metadata_pb2 import SignatureDefMap
 from service.errors import (
+    INTERNAL,
     BlockserveError,
     ClientDisconnected,
     InvalidImage,
@@ -31,7 +32,7 @@ from service.http.tf_serving.routes import MalformedRequest, Route, route
 from service.metrics import RequestScope
 from service.repository import Target
 from service.tf_serving import examples, states
-from service.tf_serving.errors import INTERNAL, is_not_found, words
+from service.tf_serving.errors import is_not_found, words
 
 OK: Final = 200
 BAD_REQUEST: Final = 400
