@@ -467,6 +467,21 @@ async def test_long_lists_are_read_and_refused_as_short_ones(served: Served) -> 
         assert message == NOT_UINT8
 
 
+@pytest.mark.parametrize("parameter", ["classification", "binary_data"])
+async def test_what_is_wrong_with_an_output_is_said_before_the_model_runs(
+    served: Served, parameter: str
+) -> None:
+    async def executions() -> int:
+        answer = (await served.client.get("/v2/models/stub/stats")).json()
+        count: int = only(answer["model_stats"])["execution_count"]
+        return count
+
+    before = await executions()
+    wanted = {"name": "probabilities", "parameters": {parameter: "some"}}
+    await refused(served, request_of(1, outputs=[wanted]))
+    assert await executions() == before
+
+
 async def test_what_is_not_json_is_refused(served: Served) -> None:
     answer = await served.client.post(INFER, content=b"{")
     assert answer.status_code == 400

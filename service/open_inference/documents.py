@@ -212,7 +212,8 @@ def _configured(spec: TensorSpec, batched: bool) -> Document:
 
 
 def _instances(engine: Engine) -> Document:
-    return {"name": engine.kind, "kind": "KIND_CPU", "count": engine.slots}
+    # Whether that is on a GPU is the engine's affair, or that of a server elsewhere.
+    return {"name": engine.kind, "kind": "KIND_AUTO", "count": engine.slots}
 
 
 def _max_batch_size(

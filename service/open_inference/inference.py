@@ -205,7 +205,10 @@ def _arrays(inputs: Sequence[InputTensor]) -> dict[str, Array]:
 
 
 def _check_outputs(wanted: Sequence[WantedOutput], signature: Signature) -> None:
-    """Refuse what there is not, and what would make the answer as long as one likes."""
+    """Refuse what there is not, and what would make the answer as long as one likes.
+
+    Before the model runs, for that would be in vain.
+    """
     names: set[str] = set()
     for one in wanted:
         if one.name not in signature.outputs:
@@ -216,6 +219,7 @@ def _check_outputs(wanted: Sequence[WantedOutput], signature: Signature) -> None
         if one.name in names:
             raise InvalidRequest(f"the output {one.name!r} is asked for twice")
         names.add(one.name)
+        _whole_number(one.parameters, CLASSIFICATION)
 
 
 def _wanted(

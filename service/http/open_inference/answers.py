@@ -1,25 +1,21 @@
 """The body of an answer: JSON, with the bytes of tensors behind it where wanted."""
 
-import reprlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import orjson
 
 from service.errors import InvalidRequest
-from service.http.open_inference.requests import BINARY_OUTPUTS, BINARY_SIZE
+from service.http.open_inference.requests import BINARY, BINARY_OUTPUTS, BINARY_SIZE
 from service.open_inference.data_types import to_raw
 from service.open_inference.inference import (
     InferAnswer,
     InferRequest,
     OutputTensor,
-    Parameters,
 )
 from service.tensors import Array
-
-BINARY: Final = "binary_data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +35,9 @@ def write(answer: InferAnswer, request: InferRequest, request_id: str) -> Body:
         request_id: The id that the client gave, or nothing.
 
     Raises:
-        InvalidRequest: An output holds strings that are no text for JSON, or the
-            request says neither yes nor no to bytes.
+        InvalidRequest: An output holds strings that are no text for JSON.
     """
-    binary_by_default = _flag(request.parameters, BINARY_OUTPUTS, default=False)
+    binary_by_default = request.parameters.get(BINARY_OUTPUTS, False)
     document: dict[str, Any] = {
         "model_name": answer.model,
         "model_version": answer.version,
@@ -57,7 +52,8 @@ def write(answer: InferAnswer, request: InferRequest, request_id: str) -> Body:
             "datatype": output.datatype,
             "shape": output.shape,
         }
-        if _is_binary(output, binary_by_default):
+        asked = output.wanted.parameters if output.wanted else {}
+        if asked.get(BINARY, binary_by_default):
             content = to_raw(output.array)
             written["parameters"] = {BINARY_SIZE: len(content)}
             behind.append(content)
@@ -69,21 +65,6 @@ def write(answer: InferAnswer, request: InferRequest, request_id: str) -> Body:
     if not behind:
         return Body(text)
     return Body(b"".join((text, *behind)), len(text))
-
-
-def _is_binary(output: OutputTensor, default: bool) -> bool:
-    if output.wanted is None:
-        return default
-    return _flag(output.wanted.parameters, BINARY, default=default)
-
-
-def _flag(parameters: Parameters, name: str, *, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidRequest(
-            f"the parameter {name}: expected true or false, got {reprlib.repr(value)}"
-        )
-    return value
 
 
 def _for_json(output: OutputTensor) -> Array | list[str]:

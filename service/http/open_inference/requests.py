@@ -28,14 +28,13 @@ T = TypeVar("T")
 
 JSON_LENGTH: Final = b"inference-header-content-length"
 BINARY_SIZE: Final = "binary_data_size"
+BINARY: Final = "binary_data"
 BINARY_OUTPUTS: Final = "binary_data_output"
 # More than any length has; Python refuses to read numbers of thousands.
 LENGTH_DIGITS: Final = 18
 CONTENT_TYPE: Final = "content_type"
 BASE64: Final = "base64"
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-
-
 NOTHING: Final = msgspec.Raw(b"null")
 
 
@@ -133,6 +132,9 @@ def read(body: bytes, length: int) -> tuple[str, InferRequest]:
             f"{BINARY_SIZE} says how many do, and Inference-Header-Content-Length "
             "where they begin"
         )
+    _check_flag(document.parameters, BINARY_OUTPUTS)
+    for one in document.outputs:
+        _check_flag(one.parameters, BINARY)
     outputs = [
         WantedOutput(name=one.name, parameters=one.parameters)
         for one in document.outputs
@@ -141,6 +143,14 @@ def read(body: bytes, length: int) -> tuple[str, InferRequest]:
         inputs=inputs, outputs=outputs, parameters=document.parameters
     )
     return document.id, request
+
+
+def _check_flag(parameters: Mapping[str, Any], name: str) -> None:
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(
+            f"the parameter {name}: expected true or false, got {reprlib.repr(value)}"
+        )
 
 
 def parsed(text: bytes, kind: type[T]) -> T:
