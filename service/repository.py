@@ -342,6 +342,7 @@ class Repository:
             version.error = str(error) or repr(error)
             if isinstance(error, Unavailable):
                 version.fingerprint = None  # the next look may find that it has passed
+            self._metrics.model_load_failures_total.inc()
             if version.error != failed_before:
                 self._report(model, version, error)
             self._enter(version, VersionState.END)
@@ -358,7 +359,6 @@ class Repository:
     def _report(self, model: Model, version: Version, error: Exception) -> None:
         """Tell that a version cannot be loaded."""
         expected = isinstance(error, UnsupportedModel | CardError | BlockserveError)
-        self._metrics.model_load_failures_total.inc()
         logger.error(
             "%s version %d cannot be served: %s",
             model.name,

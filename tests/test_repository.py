@@ -128,6 +128,19 @@ async def test_a_broken_version_is_reported_and_the_good_one_serves_on(
             pass
 
 
+async def test_every_attempt_that_fails_is_counted_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = stub_version(tmp_path) / "saved_model.pb"
+    model.unlink()
+    async with following(tmp_path) as repository:
+        for attempt in (1, 2, 3):
+            assert repository._metrics.model_load_failures_total.value == attempt
+            (model.parent / f"more {attempt}").touch()
+            await repository.reconcile()
+    assert len([one for one in caplog.records if one.levelname == "ERROR"]) == 1
+
+
 async def test_at_start_a_broken_version_gives_way_to_an_older_one(
     tmp_path: Path,
 ) -> None:
