@@ -2,14 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import numpy.typing as npt
 
 from proto.tensorflow.meta_graph_pb2 import SignatureDef, TensorInfo
 from proto.tensorflow.serving.get_model_metadata_pb2 import SignatureDefMap
-from proto.tensorflow.tensor_pb2 import DataType
+from proto.tensors import dtype_of
 from service.client.answers import (
     Classification,
     Metadata,
@@ -21,14 +20,9 @@ from service.client.answers import (
 from service.client.conversations import Conversation
 from service.client.errors import INVALID_ARGUMENT, NOT_FOUND, RequestFailed
 from service.client.inputs import as_array, converted, is_array
-from service.data_types import enum_name
-from service.open_inference.data_types import DTYPES
 from service.tensors import Array
 
 DEFAULT_SIGNATURE: Final = "serving_default"
-_DTYPES: Final[Mapping[int, np.dtype[Any]]] = {
-    DataType.Value(enum_name(dtype)): dtype for dtype in DTYPES.values()
-}
 
 
 class Operations(ABC):
@@ -114,40 +108,39 @@ def metadata_of(name: str, version: int, definitions: SignatureDefMap) -> Metada
 
     TensorFlow's own `__saved_model_init_op` is one: its output is of no type.
     """
+    signatures = {
+        key: _signature_of(definition)
+        for key, definition in sorted(definitions.signature_def.items())
+    }
     return Metadata(
         name=name,
         version=version,
-        signatures={
-            key: _signature_of(definition)
-            for key, definition in sorted(definitions.signature_def.items())
-            if all(
-                info.dtype in _DTYPES
-                for tensors in (definition.inputs, definition.outputs)
-                for info in tensors.values()
-            )
-        },
+        signatures={key: one for key, one in signatures.items() if one is not None},
     )
 
 
-def _signature_of(definition: SignatureDef) -> Signature:
-    return Signature(
-        inputs=_specs(definition.inputs), outputs=_specs(definition.outputs)
-    )
+def _signature_of(definition: SignatureDef) -> Signature | None:
+    inputs, outputs = _specs(definition.inputs), _specs(definition.outputs)
+    if inputs is None or outputs is None:
+        return None
+    return Signature(inputs=inputs, outputs=outputs)
 
 
-def _specs(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorSpec]:
-    return {
-        name: TensorSpec(
+def _specs(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorSpec] | None:
+    """What tensors are; `None` where one is of a type that there is not here."""
+    specs = {}
+    for name, info in sorted(tensors.items()):
+        dtype = dtype_of(info.dtype)
+        if dtype is None:
+            return None
+        sizes = (dim.size for dim in info.tensor_shape.dim)
+        shape = tuple(None if size < 0 else size for size in sizes)
+        specs[name] = TensorSpec(
             name=name,
-            dtype=_DTYPES[info.dtype],
-            shape=None
-            if info.tensor_shape.unknown_rank
-            else tuple(
-                None if dim.size < 0 else dim.size for dim in info.tensor_shape.dim
-            ),
+            dtype=dtype,
+            shape=None if info.tensor_shape.unknown_rank else shape,
         )
-        for name, info in sorted(tensors.items())
-    }
+    return specs
 
 
 def _input(signature: Signature, name: str) -> TensorSpec:
