@@ -13,6 +13,7 @@ import pytest
 from models.datasets import Dataset, digits
 from tests.support import BLOCKSERVE, make_certificate, started
 
+POOL: Final = "service.engines.tfserving.pool"
 _BUILD: Final = pytest.StashKey[tuple[Path, subprocess.Popen[bytes]]]()
 
 
@@ -100,3 +101,19 @@ def certificate(tmp_path: Path) -> dict[str, Path]:
     """A certificate for 127.0.0.1 that signs itself, and its key."""
     key, chain = make_certificate(tmp_path, "chain")
     return {"tls_key": key, "tls_certificate": chain}
+
+
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas are asked more often than once a second."""
+    monkeypatch.setattr(f"{POOL}.PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(f"{POOL}.SHORTEST_PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(f"{POOL}.RESOLVE_SECONDS", 0.02)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that does not answer soon does not answer."""
+    monkeypatch.setattr(f"{POOL}.PROBE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(f"{POOL}.LEAST_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(f"{POOL}.UNKNOWN_ANSWER_SECONDS", 0.01)

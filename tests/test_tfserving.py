@@ -41,16 +41,9 @@ from tests.support import (
     stub_version,
 )
 
-POOL = "service.engines.tfserving.pool"
+pytestmark = pytest.mark.usefixtures("quick_probes")
 # Labels of the card that `stub_version` writes; without it they are numbers.
 LETTERS = "abcdefghij"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas are asked more often than once a second."""
-    monkeypatch.setattr(f"{POOL}.PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(f"{POOL}.SHORTEST_PROBE_SECONDS", 0.01)
 
 
 async def test_every_protocol_is_answered_by_the_replica(tmp_path: Path) -> None:

@@ -23,24 +23,8 @@ from tests.replicas import (
 )
 from tests.support import make_certificate
 
-POOL = "service.engines.tfserving.pool"
+pytestmark = pytest.mark.usefixtures("quick_probes")
 CHAIN = "tls_certificate"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas are asked more often than once a second."""
-    monkeypatch.setattr(f"{POOL}.PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(f"{POOL}.SHORTEST_PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(f"{POOL}.RESOLVE_SECONDS", 0.02)
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who does not answer soon does not answer."""
-    monkeypatch.setattr(f"{POOL}.PROBE_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr(f"{POOL}.LEAST_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(f"{POOL}.UNKNOWN_ANSWER_SECONDS", 0.01)
 
 
 async def test_a_unix_socket_leads_to_a_replica(tmp_path: Path) -> None:
@@ -139,7 +123,7 @@ async def test_a_cut_network_loses_no_request() -> None:
         await until(lambda: len(far.asked) > before)
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("impatient")
 async def test_a_network_that_swallows_everything_loses_no_request() -> None:
     async with (
         replicas(2) as (far, near),

@@ -25,22 +25,7 @@ from tests.replicas import (
 from tests.support import only
 
 POOL = "service.engines.tfserving.pool"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas are asked more often than once a second."""
-    monkeypatch.setattr(f"{POOL}.PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(f"{POOL}.SHORTEST_PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(f"{POOL}.RESOLVE_SECONDS", 0.02)
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who does not answer soon does not answer."""
-    monkeypatch.setattr(f"{POOL}.PROBE_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr(f"{POOL}.LEAST_PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(f"{POOL}.UNKNOWN_ANSWER_SECONDS", 0.01)
+pytestmark = pytest.mark.usefixtures("quick_probes")
 
 
 def numbers(pool: ReplicaPool) -> list[int]:
@@ -145,7 +130,7 @@ async def test_a_replica_whose_threads_are_all_busy_stays() -> None:
         assert await classified(pool, 3) == 3
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("impatient")
 async def test_a_replica_that_answers_nothing_is_taken_out_and_loses_nothing() -> None:
     async with replicas(2) as (bad, good), pooled(bad, good) as pool:
         bad.behaviour = silence
@@ -161,7 +146,7 @@ async def test_a_replica_that_answers_nothing_is_taken_out_and_loses_nothing() -
         await until(lambda: pool.slots == 8)
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("impatient")
 async def test_what_a_replica_is_at_when_it_is_taken_out_may_still_be_answered() -> (
     None
 ):
@@ -177,7 +162,7 @@ async def test_what_a_replica_is_at_when_it_is_taken_out_may_still_be_answered()
         one.status_gate.set()
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("impatient")
 async def test_one_late_answer_takes_nobody_out() -> None:
     async with replicas() as (one,), pooled(one) as pool:
         replica = only(pool.replicas)

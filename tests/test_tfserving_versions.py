@@ -32,15 +32,8 @@ from tests.support import (
     stub_version,
 )
 
-POOL = "service.engines.tfserving.pool"
+pytestmark = pytest.mark.usefixtures("quick_probes")
 LETTERS = "abcdefghij"
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replicas are asked more often than once a second."""
-    monkeypatch.setattr(f"{POOL}.PROBE_SECONDS", 0.02)
-    monkeypatch.setattr(f"{POOL}.SHORTEST_PROBE_SECONDS", 0.01)
 
 
 async def test_a_version_change_loses_no_request(tmp_path: Path) -> None:
