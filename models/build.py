@@ -88,6 +88,7 @@ def build(
         history = _train(plan, subject)
     else:
         subject, history = imported(plan, plan.source, console), None
+    drawing = _drawing(subject, console)
     with draft_directory(repository) as draft:
         exported = _export(plan, subject, draft)
         if exported.precisions:
@@ -130,6 +131,8 @@ def build(
             frameworks={module.__name__: module.__version__ for module in FRAMEWORKS},
         )
         _write_assets(draft, name, subject, plan.batch_sizes)
+        if drawing is not None:
+            (draft / GRAPH_FILE).write_text(drawing, encoding="utf-8")
         _write_charts(draft, subject, history, scores)
         return publish(draft, card, repository)
 
@@ -279,9 +282,8 @@ def _write_assets(
 ) -> None:
     """Write what people look at, and what TensorFlow Serving warms up with."""
     (draft / ASSETS_DIRECTORY).mkdir(exist_ok=True)
-    outline = drawable(subject.network)
-    (draft / SUMMARY_FILE).write_text(summarise(outline), encoding="utf-8")
-    (draft / GRAPH_FILE).write_text(draw(outline), encoding="utf-8")
+    summary = summarise(drawable(subject.network))
+    (draft / SUMMARY_FILE).write_text(summary, encoding="utf-8")
     samples = _samples(subject)
     (draft / SAMPLE_FILE).write_bytes(png(samples[0]))
     batches = (
@@ -293,6 +295,16 @@ def _write_assets(
         model_name=name,
         requests=[(DEFAULT_SIGNATURE, batch) for batch in batches],
     )
+
+
+def _drawing(subject: Subject, console: Console) -> str | None:
+    """The network as a graph; a model that nothing here can draw serves as well."""
+    try:
+        return draw(drawable(subject.network))
+    except ImportError as error:
+        message = f"the version has no {GRAPH_FILE}: {error}"
+        console.print(message, style="yellow", markup=False, highlight=False)
+        return None
 
 
 def _write_charts(

@@ -44,6 +44,9 @@ _MAX_SIDE_PIXELS: Final = 16_384
 _MAX_PIXELS: Final = 100e6
 _PAD_INCHES: Final = 0.15
 
+# What the wheel of pygraphviz does not bring, and a small image does not have.
+_DEBIAN_PACKAGES: Final = "libglib2.0-0 libx11-6 libxext6 libxrender1"
+
 _FAINT_ON_DARK: Final = "#cfdcea"
 
 _GRAPH_STYLE: Final = {
@@ -150,7 +153,7 @@ def draw(model: keras.Model) -> str:
     framed. A model that tells no graph is one box that lists its layers.
 
     Raises:
-        ImportError: pygraphviz is not installed.
+        ImportError: pygraphviz, or what it needs, is not installed.
     """
     svg = _rendered(_canvas(_graph_of(model)), "svg").decode()
     return standalone(svg.replace("<title>cluster_", "<title>"), _title(model))
@@ -160,7 +163,7 @@ def draw_png(model: keras.Model) -> bytes:
     """Draw a model as `draw` does: a PNG file of at most 16,384 pixels a side.
 
     Raises:
-        ImportError: pygraphviz is not installed.
+        ImportError: pygraphviz, or what it needs, is not installed.
     """
     canvas = _canvas(_graph_of(model))
     _, _, *inches = _rendered(canvas, "plain").split(maxsplit=4)[:4]
@@ -476,8 +479,14 @@ def _canvas(graph: _Graph) -> Any:
     """A graph in Graphviz's terms; pygraphviz brings Graphviz along."""
     try:
         import pygraphviz  # noqa: PLC0415 (only the build extra installs it)
-    except ImportError as missing:
+    except ModuleNotFoundError as missing:
         message = "to draw a model, install pygraphviz: pip install 'blockserve[build]'"
+        raise ImportError(message, name="pygraphviz") from missing
+    except ImportError as missing:
+        message = (
+            "to draw a model, Graphviz needs libraries of the system "
+            f"({missing}); on Debian: apt-get install {_DEBIAN_PACKAGES}"
+        )
         raise ImportError(message, name="pygraphviz") from missing
     canvas = pygraphviz.AGraph(directed=True, strict=False, **_GRAPH_STYLE)
     canvas.node_attr.update(_BOX_STYLE)

@@ -264,6 +264,19 @@ def test_a_build_of_what_is_missing_leaves_alone_what_is_there(
     assert 'base_path: "/elsewhere/inception"' in text
 
 
+def test_a_build_goes_on_where_graphviz_cannot_be_loaded(tmp_path: Path) -> None:
+    fails = "raise ImportError('libX11.so.6: cannot open shared object file')"
+    (tmp_path / "pygraphviz.py").write_text(fails, encoding="utf-8")
+    done = blockserve("build", "lenet", "--untrained", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = " ".join(done.stdout.split())
+    assert "libX11.so.6: cannot open shared object file" in said
+    assert "apt-get install libglib2.0-0 libx11-6" in said
+    extra = tmp_path / "model_repository/lenet/1/assets.extra"
+    assert (extra / "summary.txt").is_file()
+    assert not (extra / "graph.svg").exists()
+
+
 def test_a_builds_summary_tells_which_layer_feeds_which(
     version_directory: Path,
 ) -> None:

@@ -517,3 +517,16 @@ def test_without_pygraphviz_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygraphviz", None)
     with pytest.raises(ImportError, match=r"pip install 'blockserve\[build\]'"):
         draw(inception(1))
+
+
+def test_a_library_that_the_system_lacks_is_named_with_its_packages(
+    monkeypatch, tmp_path
+):
+    fails = "raise ImportError('libX11.so.6: cannot open shared object file')"
+    (tmp_path / "pygraphviz.py").write_text(fails, encoding="utf-8")
+    monkeypatch.delitem(sys.modules, "pygraphviz", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ImportError, match=r"libX11\.so\.6.*apt-get install libglib2\.0-0"
+    ):
+        draw(inception(1))
