@@ -11,6 +11,7 @@ from starlette.routing import Route
 from service.gateway import Gateway
 from service.http import classify, errors, models, openapi, operations
 from service.http.auth import RequireToken
+from service.http.identity import Identified
 from service.http.open_inference import ROOT, OpenInferenceEndpoint
 from service.http.shortcut import Shortcut
 from service.http.tf_serving import PREFIX, TfServingEndpoint
@@ -63,6 +64,7 @@ def create_app(
     openapi.document(app)
     if token := _token(gateway.settings):
         app.add_middleware(RequireToken, token=token)
+    app.add_middleware(Identified)
     return app
 
 

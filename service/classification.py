@@ -8,7 +8,7 @@ import numpy as np
 from models.card import ModelCard
 from service.batching import Priority
 from service.errors import InvalidRequest
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.prediction import Caller, Predictor
 from service.repository import Target
 from service.tensors import Array
@@ -58,7 +58,7 @@ class Classifier:
         deadline: float,
         priority: Priority,
         caller: Caller,
-        scope: RequestScope,
+        observation: Observation,
     ) -> Classification:
         """Classify encoded images, all in one batch; see `Predictor.predict_images`.
 
@@ -70,7 +70,7 @@ class Classifier:
             deadline: Moment of `time.monotonic`, in seconds.
             priority: Whose turn it is.
             caller: Who waits.
-            scope: Told which version answers.
+            observation: Told how far it has come.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
@@ -83,7 +83,7 @@ class Classifier:
             deadline=deadline,
             priority=priority,
             caller=caller,
-            scope=scope,
+            observation=observation,
         )
         card = prediction.card
         scores = _probabilities(card, prediction.outputs)

@@ -3,7 +3,11 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, NoReturn, TypeVar
+
+from service.series import Histogram
+
+LAG_INTERVAL_SECONDS: Final = 0.25
 
 T = TypeVar("T")
 
@@ -49,6 +53,14 @@ class EventLoopLag:
         self._measured_at = monotonic()
         self._seconds = self._measured_at - self._turn_began_at
         self._turn_began_at = None
+
+
+async def observe_lag(histogram: Histogram) -> NoReturn:
+    """Observe again and again how much later than due a timer runs, in seconds."""
+    while True:
+        due_at = monotonic() + LAG_INTERVAL_SECONDS
+        await asyncio.sleep(LAG_INTERVAL_SECONDS)
+        histogram.observe(max(0.0, monotonic() - due_at))
 
 
 class Eager(Generic[T]):

@@ -1,13 +1,17 @@
 """The gateway without a protocol: what HTTP and gRPC share, started and ended once."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 from time import monotonic
 
+from service.access_log import AccessLog, Status
 from service.classification import Classifier
-from service.errors import Draining, InvalidRequest
-from service.event_loop import EventLoopLag
-from service.metrics import Metrics
+from service.errors import BlockserveError, Draining, InvalidRequest
+from service.event_loop import EventLoopLag, observe_lag
+from service.live_metrics import LiveMetrics
+from service.metrics import Metrics, ProtocolName
+from service.observation import Edge
 from service.prediction import Predictor
 from service.repository import Repository
 from service.settings import Settings
@@ -24,15 +28,21 @@ class Gateway:
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
-        self.metrics = metrics or Metrics()
+        self.metrics = metrics or Metrics(settings)
+        source = source_of(settings)
         self.repository = Repository(
             settings,
             self.metrics,
-            source_of(settings),
+            source,
             on_change=self._changed,
         )
+        live_metrics = LiveMetrics(self.repository, lambda: self.problem is None)
+        for collector in (live_metrics, *source.collectors):
+            self.metrics.registry.register(collector)
         self.predictor = Predictor(settings, self.repository)
         self.classifier = Classifier(self.predictor, top_k=settings.top_k)
+        self._access_log = AccessLog(settings.access_log_share)
+        self._observing: asyncio.Task[None] | None = None
         self._draining = False
         self._lag = EventLoopLag()
         self._listeners: list[Callable[[], None]] = []
@@ -43,6 +53,28 @@ class Gateway:
         if self._draining:
             return "the gateway is shutting down"
         return self.repository.problem
+
+    def edge(
+        self,
+        protocol: ProtocolName,
+        *,
+        answered: Status,
+        status_of: Callable[[BlockserveError], Status],
+    ) -> Edge:
+        """Where requests of a protocol come in.
+
+        Args:
+            protocol: Its name.
+            answered: Its status of a good answer.
+            status_of: Its status of an error.
+        """
+        return Edge(
+            protocol,
+            metrics=self.metrics,
+            access_log=self._access_log,
+            answered=answered,
+            status_of=status_of,
+        )
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever readiness may have changed."""
@@ -86,6 +118,9 @@ class Gateway:
 
     async def start(self) -> None:
         """Load the models; returns when each has been tried once."""
+        self._observing = asyncio.create_task(
+            observe_lag(self.metrics.event_loop_lag_seconds)
+        )
         await self.repository.start()
 
     def begin_drain(self) -> None:
@@ -99,6 +134,8 @@ class Gateway:
         """Drain, then unload everything."""
         self.begin_drain()
         await self.repository.stop()
+        if self._observing is not None:
+            self._observing.cancel()
         self.predictor.close()
 
     def _changed(self) -> None:

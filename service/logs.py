@@ -1,20 +1,62 @@
-"""Logging of the program, the same for each of its processes."""
+"""Logging of the program, the same for each of its processes.
+
+A record whose message is a mapping has fields: JSON takes them as they are, and text
+has them as `key=value`.
+"""
 
 import logging
+from collections.abc import Mapping
+from typing import Final
+
+from pythonjsonlogger.orjson import OrjsonFormatter
+
+from service.settings import LogFormat
+
+# From names of attributes of records to those of JSON's fields.
+JSON_FIELDS: Final[Mapping[str, str]] = {
+    "levelname": "level",
+    "name": "logger",
+}
 
 
-def configure(level: str, *, worker: int | None = None) -> None:
+class TextFormatter(logging.Formatter):
+    """For people: one line a record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, its name
+        """The line of a record."""
+        if isinstance(record.msg, Mapping):
+            fields = dict(record.msg)
+            message = str(fields.pop("message", ""))
+            told = (f"{key}={value}" for key, value in fields.items())
+            record.message = " ".join((message, *told))
+        return super().formatMessage(record)
+
+
+def configure(level: str, form: LogFormat, *, worker: int | None = None) -> None:
     """Log to standard error from `level` on.
 
     Args:
         level: A level's name, as the settings spell it.
+        form: How a record looks.
         worker: The number of this process where there are several.
     """
-    who = "" if worker is None else f"[worker {worker}] "
-    form = f"%(asctime)s %(levelname)-7s {who}%(name)s  %(message)s"
-    logging.basicConfig(level=level.upper(), format=form)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_formatter(form, worker))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":
         # What clients do wrong is told to them, and no news for the operator.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
+
+
+def _formatter(form: LogFormat, worker: int | None) -> logging.Formatter:
+    if form == "json":
+        return OrjsonFormatter(
+            "%(levelname)s %(name)s %(message)s",
+            rename_fields=JSON_FIELDS,
+            static_fields={} if worker is None else {"worker": worker},
+            timestamp="time",
+        )
+    who = "" if worker is None else f"[worker {worker}] "
+    return TextFormatter(f"%(asctime)s %(levelname)-7s {who}%(name)s  %(message)s")

@@ -10,7 +10,7 @@ from models.card import DEFAULT_SIGNATURE, ModelCard
 from service.batching import Priority
 from service.decoding import Decoder
 from service.errors import VersionGone
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.repository import Repository, Target
 from service.served_version import ServedVersion
 from service.settings import Settings
@@ -55,14 +55,14 @@ class Predictor:
         self._repository = repository
         self._decoder = Decoder(settings)
 
-    def check(self, target: Target, *, scope: RequestScope) -> None:
+    def check(self, target: Target, *, observation: Observation) -> None:
         """Refuse a request whose tensors need not be read: nobody would take them.
 
         Raises:
             BlockserveError: As `predict` would.
         """
         with self._repository.lease(target) as served:
-            scope.resolved(served.metrics)
+            observation.version = served.metrics
 
     def announce_image(
         self,
@@ -70,7 +70,7 @@ class Predictor:
         *,
         deadline: float,
         priority: Priority,
-        scope: RequestScope,
+        observation: Observation,
     ) -> None:
         """Refuse a request that need not be read further, or expect its image.
 
@@ -78,7 +78,7 @@ class Predictor:
             BlockserveError: As `predict_images` would.
         """
         with self._repository.lease(target) as served:
-            scope.resolved(served.metrics)
+            observation.version = served.metrics
             _, _, batcher = served.for_images
             batcher.announce(deadline=deadline, priority=priority)
 
@@ -91,7 +91,7 @@ class Predictor:
         deadline: float,
         priority: Priority,
         caller: Caller,
-        scope: RequestScope,
+        observation: Observation,
     ) -> Prediction:
         """Run one request.
 
@@ -106,31 +106,40 @@ class Predictor:
             deadline: Moment of `time.monotonic`, in seconds.
             priority: Whose turn it is.
             caller: Who waits.
-            scope: Told which version answers.
+            observation: Told how far it has come.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
+        observation.has_been_read()
 
         async def run(served: ServedVersion) -> Prediction:
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
             batcher.check(rows=1, deadline=deadline, priority=priority)
+            started = perf_counter()
             tensors = await read(signature)
+            observation.decode_seconds += perf_counter() - started
             images = served.encoded_images(signature, tensors)
             if images is None:
                 rows = signature.validate(tensors)
-                answer = batcher.submit(
+                place = batcher.submit(
                     tensors, rows=rows, deadline=deadline, priority=priority
                 )
-                outputs = await caller.unless_gone(answer)
+                observation.place = place
+                outputs = await caller.unless_gone(place.answer)
             else:
                 self._decoder.check(images)
                 outputs = await self._run_images(
-                    images, served, deadline, priority, caller
+                    images,
+                    served,
+                    deadline=deadline,
+                    priority=priority,
+                    caller=caller,
+                    observation=observation,
                 )
             return Prediction(card=served.card, signature=signature, outputs=outputs)
 
-        return await self._run(run, target, scope)
+        return await self._run(run, target, observation)
 
     async def predict_images(
         self,
@@ -140,7 +149,7 @@ class Predictor:
         deadline: float,
         priority: Priority,
         caller: Caller,
-        scope: RequestScope,
+        observation: Observation,
     ) -> Prediction:
         """Run encoded images, all in one batch.
 
@@ -150,19 +159,27 @@ class Predictor:
             deadline: Moment of `time.monotonic`, in seconds.
             priority: Whose turn it is.
             caller: Who waits.
-            scope: Told which version answers.
+            observation: Told how far it has come.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
+        observation.has_been_read()
         self._decoder.check(images)
 
         async def run(served: ServedVersion) -> Prediction:
-            outputs = await self._run_images(images, served, deadline, priority, caller)
+            outputs = await self._run_images(
+                images,
+                served,
+                deadline=deadline,
+                priority=priority,
+                caller=caller,
+                observation=observation,
+            )
             signature = served.for_images.signature
             return Prediction(card=served.card, signature=signature, outputs=outputs)
 
-        return await self._run(run, target, scope)
+        return await self._run(run, target, observation)
 
     def close(self) -> None:
         """End the decoding threads."""
@@ -172,36 +189,43 @@ class Predictor:
         self,
         run: Callable[[ServedVersion], Awaitable[Prediction]],
         target: Target,
-        scope: RequestScope,
+        observation: Observation,
     ) -> Prediction:
         """Run on the version that is meant; on its successor, should it be gone."""
-        for _ in range(SUCCESSORS):
+        successors_left = SUCCESSORS
+        while True:
             try:
                 with self._repository.lease(target) as served:
-                    scope.resolved(served.metrics)
-                    return await run(served)
+                    observation.version = served.metrics
+                    prediction = await run(served)
             except VersionGone:
+                if not successors_left:
+                    raise
+                successors_left -= 1
                 await self._repository.reconcile()
-        with self._repository.lease(target) as served:
-            scope.resolved(served.metrics)
-            return await run(served)
+            else:
+                observation.has_been_predicted()
+                return prediction
 
     async def _run_images(
         self,
         images: Sequence[bytes],
         served: ServedVersion,
+        *,
         deadline: float,
         priority: Priority,
         caller: Caller,
+        observation: Observation,
     ) -> dict[str, Array]:
         image_input, _, batcher = served.for_images
         started = perf_counter()
         with batcher.admit(
             rows=len(images), deadline=deadline, priority=priority
         ) as place:
+            observation.place = place
             rows = self._decoder.at_once(images, image_input)
             if rows is None:
                 decoded = self._decoder.in_threads(images, image_input, deadline)
                 rows = await caller.unless_gone(asyncio.ensure_future(decoded))
-            served.metrics.decode_seconds.observe(perf_counter() - started)
+            observation.decode_seconds += perf_counter() - started
             return await caller.unless_gone(place.submit({image_input.tensor: rows}))

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 from models.card import CardError
@@ -65,7 +66,18 @@ class Target:
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """What is known of a version directory; `served` only while it is AVAILABLE."""
+    """What is known of a version directory.
+
+    Attributes:
+        number: The version.
+        path: The directory.
+        state: What becomes of it.
+        error: Why it could not be loaded, if so.
+        served: It, while it is AVAILABLE.
+        drain: Ends when what it had accepted has.
+        fingerprint: What it was when it was loaded last.
+        load_seconds: How long that took, with the warm-up.
+    """
 
     number: int
     path: Path
@@ -74,6 +86,7 @@ class Version:
     served: ServedVersion | None = None
     drain: asyncio.Task[None] | None = None
     fingerprint: object = None
+    load_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -283,6 +296,7 @@ class Repository:
                 await self._reconcile_model(model, found.get(name, {}))
                 if name not in found and not model.versions:
                     del self._models[name]
+                    self._metrics.model_load_failures_total.remove({"model": name})
 
     def _resize(self) -> None:
         """Follow the source, whose slots may be more now, or fewer."""
@@ -335,6 +349,7 @@ class Repository:
         failed_before, version.error = version.error, None
         version.fingerprint = fingerprint
         self._enter(version, VersionState.LOADING)
+        started = monotonic()
         try:
             version.served = await self._load(model, version)
         except Exception as error:
@@ -342,11 +357,12 @@ class Repository:
             version.error = str(error) or repr(error)
             if isinstance(error, Unavailable):
                 version.fingerprint = None  # the next look may find that it has passed
-            self._metrics.model_load_failures_total.inc()
+            self._metrics.model_load_failures_total.labels(model.name).inc()
             if version.error != failed_before:
                 self._report(model, version, error)
             self._enter(version, VersionState.END)
             return False
+        version.load_seconds = monotonic() - started
         self._enter(version, VersionState.AVAILABLE)
         logger.info(
             "%s version %d is available (%s)",

@@ -8,11 +8,23 @@ event loop's, and become prometheus_client's families when they are scraped.
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import ClassVar, Generic, Protocol, TypeVar
+from time import time
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
+
+NO_LABELS: Mapping[str, str] = {}
+
+
+class Reading(NamedTuple):
+    """A number of a series: the end of its name, more labels, and the value."""
+
+    suffix: str
+    labels: Mapping[str, str]
+    value: float
+    exemplar: Exemplar | None = None
 
 
 class Series(Protocol):
@@ -20,8 +32,8 @@ class Series(Protocol):
 
     kind: ClassVar[str]
 
-    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
-        """What is exposed: the end of the name, more labels, and the value."""
+    def readings(self) -> Iterator[Reading]:
+        """What is exposed."""
 
 
 class Gauge:
@@ -41,9 +53,9 @@ class Gauge:
         """Count one less."""
         self.value -= 1
 
-    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    def readings(self) -> Iterator[Reading]:
         """See `Series`."""
-        yield "", {}, self.value
+        yield Reading("", NO_LABELS, self.value)
 
 
 class Counter:
@@ -55,13 +67,13 @@ class Counter:
     def __init__(self) -> None:
         self.value = 0.0
 
-    def inc(self) -> None:
-        """Count one."""
-        self.value += 1
+    def inc(self, by: float = 1) -> None:
+        """Count one, or several."""
+        self.value += by
 
-    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    def readings(self) -> Iterator[Reading]:
         """See `Series`."""
-        yield "_total", {}, self.value
+        yield Reading("_total", NO_LABELS, self.value)
 
 
 class Histogram:
@@ -74,31 +86,37 @@ class Histogram:
         sum: Of the values.
     """
 
-    __slots__ = ("_bounds", "_counts", "sum")
+    __slots__ = ("_bounds", "_counts", "_exemplars", "sum")
     kind: ClassVar[str] = "histogram"
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+        self._exemplars: dict[int, Exemplar] = {}  # the latest, by bucket
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+    def observe(self, value: float, trace_id: str | None = None) -> None:
+        """Count a value, and point to the trace that has it, if there is one."""
+        bucket = bisect_left(self._bounds, value)
+        self._counts[bucket] += 1
         self.sum += value
+        if trace_id is not None:
+            self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, time())
 
     @property
     def count(self) -> int:
         """How many values there were."""
         return sum(self._counts)
 
-    def samples(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+    def readings(self) -> Iterator[Reading]:
         """See `Series`."""
         ends = (*(str(float(bound)) for bound in self._bounds), "+Inf")
-        for end, count in zip(ends, accumulate(self._counts), strict=True):
-            yield "_bucket", {"le": end}, count
-        yield "_count", {}, self.count
-        yield "_sum", {}, self.sum
+        counts = accumulate(self._counts)
+        for bucket, (end, count) in enumerate(zip(ends, counts, strict=True)):
+            exemplar = self._exemplars.get(bucket)
+            yield Reading("_bucket", {"le": end}, count, exemplar)
+        yield Reading("_count", NO_LABELS, self.count)
+        yield Reading("_sum", NO_LABELS, self.sum)
 
 
 S = TypeVar("S", bound=Series)
@@ -158,7 +176,12 @@ class Family(Collector, Generic[S]):
         for values, series in self._series.items():
             labels = dict(zip(self._labels, values, strict=True))
             family.samples += [
-                Sample(self._name + suffix, {**labels, **more}, value)
-                for suffix, more, value in series.samples()
+                Sample(
+                    self._name + one.suffix,
+                    {**labels, **one.labels},
+                    one.value,
+                    exemplar=one.exemplar,
+                )
+                for one in series.readings()
             ]
         yield family

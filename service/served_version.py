@@ -63,9 +63,7 @@ class ServedVersion:
         self.signatures = callable_signatures(card, engine)
         self.signature_defs = signature_defs
         self._curves = curves
-        self.metrics: VersionMetrics = metrics.version(
-            card.name, card.version, queue_depth=lambda: self.queue_depth
-        )
+        self.metrics: VersionMetrics = metrics.version(card.name, card.version)
         self.batchers: Mapping[str, Batcher] = {
             name: Batcher(
                 partial(engine.infer, name),
@@ -158,11 +156,6 @@ class ServedVersion:
             for name, curve in self._curves.items()
             if engine.signatures.get(name) == self.engine.signatures[name]
         }
-
-    @property
-    def queue_depth(self) -> int:
-        """Requests that wait, over all signatures."""
-        return sum(batcher.queue_depth for batcher in self.batchers.values())
 
     def resize(self) -> None:
         """Follow the engine, which may have more slots now, or fewer."""

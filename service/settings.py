@@ -6,6 +6,7 @@
 
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -27,6 +28,7 @@ from pydantic_settings import (
 
 from service.errors import InvalidSettings
 
+LogFormat = Literal["text", "json"]
 EngineChoice = Literal["auto", "openvino", "tensorflow", "tfserving", "stub"]
 # With the others each process would load the model, and they share the processor.
 ENGINES_FOR_SEVERAL_WORKERS: Final = frozenset({"stub", "tfserving"})
@@ -35,6 +37,11 @@ ADDRESS: Final = re.compile(
     r"unix:.+|(dns:///)?(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):(?P<port>\d+)"
 )
 HIGHEST_PORT: Final = 65_535
+# 1 ms to 30 s, with room below for a tiny model on a fast machine.
+DURATION_BUCKETS_SECONDS: Final = (
+    *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
+    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
 DEFAULT_CONFIG_FILE: Final = Path("blockserve.toml")
 
 
@@ -129,6 +136,21 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log records to print."""
+    log_format: LogFormat = "text"
+    """How log records look: text for people, json with one object a line."""
+    access_log_share: float = Field(default=0, ge=0, le=1)
+    """Share of requests that are logged, 0 to 1; faults of the server always are."""
+    duration_buckets_seconds: tuple[float, ...] = Field(
+        default=DURATION_BUCKETS_SECONDS, min_length=1
+    )
+    """Upper ends of the buckets that durations are counted in, growing."""
+
+    @field_validator("duration_buckets_seconds")
+    @classmethod
+    def _buckets_grow(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
+        if bounds[0] <= 0 or any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError("buckets grow from above 0, as in [0.01, 0.1, 1]")
+        return bounds
 
     @model_validator(mode="after")
     def _tls_needs_certificate_and_key(self) -> Self:

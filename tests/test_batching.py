@@ -26,6 +26,7 @@ from service.errors import (
     Overloaded,
 )
 from service.metrics import Metrics
+from service.settings import Settings
 from service.tensors import Tensors
 
 FAR = 60.0
@@ -72,7 +73,7 @@ async def batching(
         options=BatchingOptions(**chosen),
         curve=curve,
         processor=processor or Processor(chosen["slots"]),
-        metrics=Metrics().version("m", 1, queue_depth=lambda: 0),
+        metrics=Metrics(Settings()).version("m", 1),
     )
     yield batcher, engine
     engine.gate.set()
@@ -93,7 +94,7 @@ def submit(
         rows=len(values),
         deadline=monotonic() + timeout,
         priority=priority,
-    )
+    ).answer
 
 
 async def answers(*futures: asyncio.Future[dict[str, Any]]) -> list[list[int]]:
@@ -536,12 +537,12 @@ async def test_each_request_fails_at_its_own_deadline_in_whatever_order_they_com
 ):
     async with batching() as (batcher, engine):
         head = await occupy(batcher, engine)
-        endless = batcher.submit(rows_of(1), rows=1, deadline=float("inf"))
+        endless = batcher.submit(rows_of(1), rows=1, deadline=float("inf")).answer
         early: list[float] = []
         doomed = []
         for timeout in (0.03, 0.01, 0.05, 0.02):
             deadline = monotonic() + timeout
-            request = batcher.submit(rows_of(2), rows=1, deadline=deadline)
+            request = batcher.submit(rows_of(2), rows=1, deadline=deadline).answer
             request.add_done_callback(
                 lambda _, it=deadline: early.append(it) if monotonic() < it else None
             )
@@ -607,7 +608,7 @@ async def test_a_signature_without_rows_is_run_one_request_at_a_time() -> None:
     async with batching(batched=False) as (batcher, _):
         batcher._infer = total
         futures = [
-            batcher.submit({"x": np.arange(n)}, rows=1, deadline=float("inf"))
+            batcher.submit({"x": np.arange(n)}, rows=1, deadline=float("inf")).answer
             for n in (3, 4)
         ]
         assert [int((await f)["y"]) for f in futures] == [3, 6]
@@ -631,9 +632,9 @@ async def test_a_closed_batcher_refuses_and_fails_what_waits() -> None:
 async def test_a_crashed_dispatcher_fails_its_requests_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    metrics = Metrics()
+    metrics = Metrics(Settings())
     async with batching() as (batcher, engine):
-        batcher._metrics = metrics.version("m", 1, queue_depth=lambda: 0)
+        batcher._metrics = metrics.version("m", 1)
         head = await occupy(batcher, engine)
         waiting = submit(batcher, 2)
         batcher._take = lambda: 1 / 0  # type: ignore[method-assign,assignment,return-value]
@@ -773,7 +774,7 @@ def test_every_request_is_answered_once_with_its_own_rows(
             assert batcher._free_slots == slots
             assert not batcher._unanswered
             assert not batcher._running
-            largest = max(allowed or (batcher._limit,))
+            largest = max(allowed or (batcher.batch_size_limit_rows,))
             most = max(largest, 8) if gathers else max(plan.rows for plan in plans)
             assert all(len(batch) <= most for batch in engine.batches)
 

@@ -262,7 +262,7 @@ async def test_a_stream_is_read_no_faster_than_it_is_answered(tmp_path: Path) ->
         engine, batcher = parts_of(served)
         engine.gate.clear()
         call = stub_of(channel).ClassifyStream(asked(n) for n in range(300))
-        running = served.running.gateway.metrics.in_flight["grpc"]
+        running = served.running.gateway.metrics.requests_in_flight["grpc"]
         await until(lambda: running.value == MAX_UNDER_WAY)
         # Whatever else could come has come by the time that another call is answered.
         with pytest.raises(grpc.aio.AioRpcError):
@@ -401,7 +401,7 @@ async def test_a_connection_has_no_more_calls_under_way_than_allowed(
     ):
         engine, _ = parts_of(served)
         engine.gate.clear()
-        running = served.running.gateway.metrics.in_flight["grpc"]
+        running = served.running.gateway.metrics.requests_in_flight["grpc"]
         stub = stub_of(channel)
         # The client knows the limit once a call has been answered.
         with pytest.raises(grpc.aio.AioRpcError):

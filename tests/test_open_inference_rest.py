@@ -706,9 +706,9 @@ async def test_statistics_count_what_was_done(tmp_path: Path) -> None:
         "success": 4,
         "fail": 1,
         "queue": 4,
-        "compute_input": 1,
+        "compute_input": 4,
         "compute_infer": 4,
-        "compute_output": 0,
+        "compute_output": 4,
         "cache_hit": 0,
         "cache_miss": 0,
     }

@@ -9,6 +9,7 @@ import pytest
 
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.metrics import Metrics
+from service.settings import Settings
 from service.tensors import Tensors
 
 
@@ -48,7 +49,7 @@ class Shared:
             options=BatchingOptions(slots=1, max_queue_depth=500, max_batch_size=1),
             curve=curve,
             processor=self.processor,
-            metrics=Metrics().version(name, 1, queue_depth=lambda: 0),
+            metrics=Metrics(Settings()).version(name, 1),
         )
         finished = self.processor.finished
         self.processor.finished = (  # type: ignore[method-assign]
@@ -59,7 +60,7 @@ class Shared:
     def submit(self, name: str, count: int) -> list[asyncio.Future[Any]]:
         row = {"x": np.zeros((1, 1))}
         return [
-            self.batchers[name].submit(row, rows=1, deadline=float("inf"))
+            self.batchers[name].submit(row, rows=1, deadline=float("inf")).answer
             for _ in range(count)
         ]
 

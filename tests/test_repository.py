@@ -26,7 +26,7 @@ from tests.support import only, stub_version
 async def following(root: Path, **settings: Any) -> AsyncIterator[Repository]:
     options = {"engine": "stub", "repository": root, **settings}
     settings = Settings(**options)
-    repository = Repository(settings, Metrics(), DirectorySource(settings))
+    repository = Repository(settings, Metrics(settings), DirectorySource(settings))
     await repository.start()
     yield repository
     await repository.stop()
@@ -135,7 +135,8 @@ async def test_every_attempt_that_fails_is_counted_and_told_of_once(
     model.unlink()
     async with following(tmp_path) as repository:
         for attempt in (1, 2, 3):
-            assert repository._metrics.model_load_failures_total.value == attempt
+            failures = repository._metrics.model_load_failures_total
+            assert failures.labels("stub").value == attempt
             (model.parent / f"more {attempt}").touch()
             await repository.reconcile()
     assert len([one for one in caplog.records if one.levelname == "ERROR"]) == 1
@@ -166,8 +167,8 @@ async def test_a_broken_version_is_tried_again_when_it_changes(tmp_path: Path) -
 async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None:
     stub_version(tmp_path, version=1)
     options = {"engine": "stub", "repository": tmp_path}
-    metrics = Metrics()
     settings = Settings(**options)
+    metrics = Metrics(settings)
     repository = Repository(settings, metrics, DirectorySource(settings))
     await repository.start()
     assert 'version="1"' in metrics.render("")[0].decode()

@@ -57,8 +57,8 @@ def test_a_subjects_rate_is_compared_with_that_of_the_defaults_in_the_same_round
 
 
 def test_rows_and_calls_are_those_that_the_gateway_exports() -> None:
-    metrics = Metrics()
-    version = metrics.version("inception", 1, queue_depth=lambda: 0)
+    metrics = Metrics(Settings())
+    version = metrics.version("inception", 1)
     before = metrics.render("text/plain")[0].decode()
     for rows in (8, 3):
         version.batch_size_rows.observe(rows)

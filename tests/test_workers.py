@@ -22,9 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from service.access_log import AccessLog
 from service.errors import InvalidSettings
 from service.metrics import Metrics, render
+from service.observation import Edge
 from service.ports import reserved
+from service.settings import Settings
 from service.workers.totals import Totals
 from tests.support import (
     ANNOUNCEMENT,
@@ -368,9 +371,16 @@ def test_a_series_that_no_worker_has_any_more_is_dropped() -> None:
 
 
 def test_one_worker_is_shown_as_a_process_alone_shows_itself() -> None:
-    metrics = Metrics()
-    with metrics.request("http") as scope:
-        scope.resolved(metrics.version("stub", 1, queue_depth=lambda: 0))
+    metrics = Metrics(Settings())
+    edge = Edge(
+        "http",
+        metrics=metrics,
+        access_log=AccessLog(0),
+        answered=200,
+        status_of=lambda _: 500,
+    )
+    with edge.observe("request") as observation:
+        observation.version = metrics.version("stub", 1)
     totals = Totals()
     totals.update(1, metrics.registry.collect())
     for accept in ("", OPENMETRICS):

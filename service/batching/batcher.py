@@ -119,15 +119,16 @@ class BatchingState:
     curve: Sequence[CurvePoint]
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True)
 class _Batch:
-    """What runs in one slot."""
+    """What runs in one slot; it is put together in the first moments there."""
 
     slices: Sequence[Slice]
     rows: int
     padded_rows: int
     started_at: float
     expected_seconds: float
+    assembled_at: float = math.inf
 
 
 class _Forecasts:
@@ -176,7 +177,8 @@ class Batcher:
         options: What is fixed.
         curve: What batches cost; corrected as they run.
         processor: Where slots are shared with other batchers.
-        metrics: Where queue time, inference time and batch size are observed.
+        metrics: Where the times of queue, assembly and inference are observed, and the
+            sizes of batches.
         on_crash: Called when dispatching has failed for good.
     """
 
@@ -198,6 +200,7 @@ class Batcher:
         self._on_crash = on_crash
         self._slots = options.slots
         self._free_slots = options.slots  # below zero once some with batches are gone
+        self._busy_seconds = 0.0  # of batches that have ended
         self._batches_since_trial = 0
         self._fixed_limit = _fixed_limit(options)
         self._lines = tuple(_Line() for _ in Priority)
@@ -218,6 +221,38 @@ class Batcher:
         return interactive.places + batch.places
 
     @property
+    def oldest_age_seconds(self) -> float:
+        """How long the request that has waited longest for a slot waits; 0 if none."""
+        heads = [next(iter(line.waiting)) for line in self._lines if line.waiting]
+        return max((monotonic() - one.queued_at for one in heads), default=0.0)
+
+    @property
+    def slots(self) -> int:
+        """Batches that may run at a time."""
+        return self._slots
+
+    @property
+    def max_queue_depth(self) -> int:
+        """Most requests that wait or are being decoded."""
+        return self._options.max_queue_depth
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Batches that run now."""
+        return len(self._running)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time that slots have been taken, all together, up to this moment."""
+        now = monotonic()
+        return self._busy_seconds + sum(now - one.started_at for one in self._running)
+
+    @property
+    def batch_size_limit_rows(self) -> int:
+        """Most rows that it puts into one batch now."""
+        return self._fixed_limit or self._curve.preferred_batch_size
+
+    @property
     def crashed(self) -> bool:
         """Whether dispatching failed; such a batcher refuses everything."""
         return self._refuse is _crashed
@@ -226,7 +261,7 @@ class Batcher:
     def state(self) -> BatchingState:
         """What it has learned, and how it is doing."""
         return BatchingState(
-            batch_size_limit_rows=self._limit,
+            batch_size_limit_rows=self.batch_size_limit_rows,
             batch_size_is_learned=self._fixed_limit is None,
             gathers=self._options.gathers,
             slots=self._slots,
@@ -320,7 +355,7 @@ class Batcher:
         rows: int,
         deadline: float,
         priority: Priority = Priority.INTERACTIVE,
-    ) -> Answer:
+    ) -> Request:
         """Admit and queue rows at once; see `admit` and `Request.submit`."""
         request = self.admit(rows=rows, deadline=deadline, priority=priority)
         try:
@@ -329,7 +364,7 @@ class Batcher:
             self.release(request)
             raise
         answer.add_done_callback(lambda _: self.release(request))
-        return answer
+        return request
 
     def enqueue(self, request: Request, tensors: Tensors) -> Answer:
         """Let an admitted request wait for a slot; see `Request.submit`."""
@@ -391,7 +426,7 @@ class Batcher:
         lines = [line for line in self._lines if line.waiting]
         return bool(lines) and (
             any(next(iter(line.waiting)).is_ripe for line in lines)
-            or self._waiting_rows >= self._limit
+            or self._waiting_rows >= self.batch_size_limit_rows
         )
 
     def start_batch(self) -> float | None:
@@ -418,14 +453,9 @@ class Batcher:
         task.add_done_callback(partial(self._finished, batch))
         return batch.expected_seconds
 
-    @property
-    def _limit(self) -> int:
-        """Most rows in one batch."""
-        return self._fixed_limit or self._curve.preferred_batch_size
-
     def _limit_or_trial(self) -> int:
         """Most rows in the batch that starts now."""
-        limit = self._limit
+        limit = self.batch_size_limit_rows
         larger = None if self._fixed_limit else self._curve.size_to_try
         if larger is None or self._waiting_rows < larger:
             return limit
@@ -470,7 +500,7 @@ class Batcher:
         """Seconds until the last of `rows` new rows starts, and that they take then."""
         if not self._options.gathers:
             return self._expected_wait_for_own_call(priority, rows)
-        limit = self._limit
+        limit = self.batch_size_limit_rows
         interactive, batch = self._lines
         ahead = interactive.rows + interactive.announced
         if priority is Priority.BATCH:
@@ -540,7 +570,8 @@ class Batcher:
         """Take the next rows of the request at the head of its line."""
         assert request.tensors is not None  # noqa: S101, it waits
         if request.taken == 0:
-            self._metrics.queue_seconds.observe(now - request.queued_at)
+            request.queue_seconds = now - request.queued_at
+            self._metrics.queue_seconds.observe(request.queue_seconds)
         start, stop = request.taken, request.taken + rows
         part = Slice(
             request=request,
@@ -599,15 +630,18 @@ class Batcher:
             padding = batch.padded_rows - batch.rows
             tensors = {name: _pad(array, padding) for name, array in tensors.items()}
         deadline = max(part.request.deadline for part in batch.slices)
+        batch.assembled_at = monotonic()
         outputs = await self._infer(tensors, deadline)
         if self._options.batched:
             _check_rows(outputs, batch.padded_rows)
         return outputs
 
     def _finished(self, batch: _Batch, task: asyncio.Future[dict[str, Array]]) -> None:
-        seconds = monotonic() - batch.started_at
+        now = monotonic()
+        seconds = now - batch.started_at
         del self._running[batch]
         self._free_slots += 1
+        self._busy_seconds += seconds
         try:
             error = _error_of(task)
             if error is not None:
@@ -619,14 +653,24 @@ class Batcher:
                 self, surplus_seconds=seconds - batch.expected_seconds
             )
             if error is None:
-                self._metrics.inference_seconds.observe(seconds)
-                self._metrics.batch_size_rows.observe(batch.rows)
-                self._metrics.statistics.executed(
-                    rows=batch.rows, requests=len(batch.slices), seconds=seconds
-                )
+                self._observe(batch, now)
                 self._answer(batch, task.result())
         except Exception as unforeseen:
             self._crash(unforeseen)
+
+    def _observe(self, batch: _Batch, ended_at: float) -> None:
+        inference_seconds = ended_at - batch.assembled_at
+        metrics = self._metrics
+        metrics.assembly_seconds.observe(batch.assembled_at - batch.started_at)
+        metrics.inference_seconds.observe(inference_seconds)
+        metrics.batch_size_rows.observe(batch.rows)
+        if batch.padded_rows > batch.rows:
+            metrics.padding_rows.inc(batch.padded_rows - batch.rows)
+        metrics.statistics.executed(
+            rows=batch.rows, requests=len(batch.slices), seconds=inference_seconds
+        )
+        for part in batch.slices:
+            part.request.inference_seconds += inference_seconds
 
     def _answer(self, batch: _Batch, outputs: dict[str, Array]) -> None:
         offset = 0

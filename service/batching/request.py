@@ -45,6 +45,8 @@ class Request:
         expected_at: When its answer was expected as it was admitted.
         tensors: The rows, once they are there.
         queued_at: Since when they are.
+        queue_seconds: How long they, or the first of them, have waited for a slot.
+        inference_seconds: How long the engine took for them, in all batches.
         is_ripe: Whether it need wait for company no longer.
         taken: Rows that have left the queue in batches.
         answered: Rows whose outputs are there.
@@ -59,6 +61,8 @@ class Request:
     answer: Answer
     tensors: Tensors | None = None
     queued_at: float = 0.0
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
     is_ripe: bool = False
     taken: int = 0
     answered: int = 0

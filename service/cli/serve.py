@@ -34,7 +34,7 @@ def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -
     settings = settings or Settings()
     if settings.engine != "tfserving" and _is_empty(settings.repository):
         _build_demo(settings.repository)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     # Imported late: the servers are not needed to say what is wrong with a setting.
     if settings.workers == 1:
         _serve_alone(settings)

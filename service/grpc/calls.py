@@ -20,7 +20,9 @@ from service.errors import (
     Unavailable,
 )
 from service.gateway import Gateway
-from service.metrics import Protocol, RequestScope
+from service.metrics import ProtocolName
+from service.observation import Edge, Observation
+from service.request_ids import new_request_id, usable
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 PRIORITY: Final = "x-request-priority"
+REQUEST_ID: Final = "x-request-id"
 PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 # Clients whose retry policy allows it wait so long before they try again.
 PUSHBACK: Final = "grpc-retry-pushback-ms"
@@ -85,24 +88,49 @@ def priority(context: Context) -> Priority:
     return Priority.INTERACTIVE
 
 
-async def counted(
+def edge_of(
     gateway: Gateway,
-    protocol: Protocol,
-    work: Callable[[RequestScope], Awaitable[T]],
+    protocol: ProtocolName,
+    told: Callable[[BlockserveError], grpc.StatusCode] = status_of,
+) -> Edge:
+    """Where the requests of a service come in; `told` is the status of an error."""
+    return gateway.edge(
+        protocol,
+        answered=grpc.StatusCode.OK.name,
+        status_of=lambda error: told(error).name,
+    )
+
+
+def request_id_of(context: Context) -> str:
+    """What the client calls a call, or what to call it where it does not say."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID:
+            return usable(str(value)) or new_request_id()
+    return new_request_id()
+
+
+async def observed(
+    gateway: Gateway,
+    edge: Edge,
+    context: Context,
+    work: Callable[[Observation], Awaitable[T]],
 ) -> T:
-    """Count a request, and what it ends with.
+    """Answer a request, and tell what becomes of it.
 
     Args:
         gateway: What serves.
-        protocol: As it is counted.
+        edge: Where it came in.
+        context: The call's, which is told the request's name.
         work: Answers it.
 
     Raises:
         BlockserveError: It was refused, or failed.
     """
-    with gateway.metrics.request(protocol) as scope:
+    request_id = request_id_of(context)
+    context.set_trailing_metadata(((REQUEST_ID, request_id),))
+    with edge.observe(request_id) as observation:
         gateway.admit()
-        return await work(scope)
+        return await work(observation)
 
 
 async def answer(
@@ -157,9 +185,9 @@ def _shortened(details: str) -> str:
 async def _abort(
     context: Context, code: grpc.StatusCode, details: str, error: BlockserveError
 ) -> NoReturn:
-    trailing: tuple[tuple[str, str], ...] = ()
+    trailing = tuple(context.trailing_metadata() or ())
     if isinstance(error, Unavailable):
         wait = math.ceil(error.retry_after_seconds * MILLISECONDS)
-        trailing = ((PUSHBACK, str(wait)),)
+        trailing += ((PUSHBACK, str(wait)),)
     await context.abort(code, _shortened(details), trailing)
     raise AssertionError  # `abort` has raised

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Final
 
 from proto.blockserve.v1 import image_classifier_pb2_grpc
 from proto.blockserve.v1.image_classifier_pb2 import (
@@ -18,10 +17,8 @@ from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
 from service.grpc.streams import answer_each
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.repository import Target
-
-PROTOCOL: Final = "grpc"
 
 
 class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer):
@@ -29,6 +26,7 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._edge = calls.edge_of(gateway, "grpc")
 
     async def Classify(  # noqa: N802, the service's name
         self, request: ClassifyRequest, context: Context
@@ -57,14 +55,14 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
         self, request: ClassifyRequest, context: Context, timeout_seconds: float = 0
     ) -> ClassifyResponse:
         work = partial(self._run, request, context, timeout_seconds)
-        return await calls.counted(self._gateway, PROTOCOL, work)
+        return await calls.observed(self._gateway, self._edge, context, work)
 
     async def _run(
         self,
         request: ClassifyRequest,
         context: Context,
         timeout_seconds: float,
-        scope: RequestScope,
+        observation: Observation,
     ) -> ClassifyResponse:
         deadline = calls.deadline(self._gateway, context)
         if not timeout_seconds >= 0:  # neither negative nor no number
@@ -80,7 +78,7 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
             deadline=deadline,
             priority=calls.priority(context),
             caller=CALLER,
-            scope=scope,
+            observation=observation,
         )
         return _response(classification)
 

@@ -47,7 +47,7 @@ from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
 from service.grpc.streams import answer_each
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.open_inference import documents
 from service.open_inference.data_types import (
     dtype_of,
@@ -69,7 +69,6 @@ from service.tensors import Array
 
 T = TypeVar("T")
 
-PROTOCOL: Final = "open_inference_grpc"
 WANTS_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
 # Where elements travel that are not raw. The 16 bits of the other types have no field.
@@ -95,6 +94,7 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._edge = calls.edge_of(gateway, "open_inference_grpc")
         self._repository = gateway.repository
 
     async def ServerLive(  # noqa: N802, the service's name
@@ -207,10 +207,10 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
         self, request: ModelInferRequest, context: Context
     ) -> ModelInferResponse:
         work = partial(self._run, request, context)
-        return await calls.counted(self._gateway, PROTOCOL, work)
+        return await calls.observed(self._gateway, self._edge, context, work)
 
     async def _run(
-        self, request: ModelInferRequest, context: Context, scope: RequestScope
+        self, request: ModelInferRequest, context: Context, observation: Observation
     ) -> ModelInferResponse:
         deadline = calls.deadline(self._gateway, context)
         raw = request.raw_input_contents
@@ -222,7 +222,7 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
             deadline=deadline,
             priority=calls.priority(context),
             caller=CALLER,
-            scope=scope,
+            observation=observation,
         )
         return await maybe_in_thread(
             answer.is_long, partial(_response, answer, request.id, raw=bool(raw))

@@ -42,7 +42,7 @@ from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.repository import Target
 from service.served_version import ServedVersion
 from service.tensors import Array, Signature
@@ -51,7 +51,6 @@ from service.tf_serving.errors import is_not_found, words
 
 T = TypeVar("T")
 
-PROTOCOL: Final = "tf_serving_grpc"
 # About a millisecond of reading numbers one by one, out of typed fields.
 LARGE_MESSAGE_BYTES: Final = 64 * 1024
 SIGNATURE_DEF: Final = "signature_def"
@@ -60,39 +59,62 @@ LABEL_NOT_FOUND: Final = "label_not_found"
 MAP_TYPE: Final = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 
 
-class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Answers `tensorflow.serving.PredictionService`."""
+class _Servicer:
+    """What both services do with a call."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._edge = calls.edge_of(gateway, "tf_serving_grpc", _status_of)
+
+    async def _answer(
+        self,
+        context: Context,
+        spec: ModelSpec,
+        work: Callable[[Observation], Awaitable[T]],
+    ) -> T:
+        def told(error: BlockserveError) -> tuple[grpc.StatusCode, str]:
+            if error.kind == SIGNATURE_NOT_FOUND:
+                details = f'Serving signature key "{spec.signature_name}" not found.'
+            else:
+                details = words(error, _target(spec))
+            return _status_of(error), details
+
+        observed = partial(calls.observed, self._gateway, self._edge, context, work)
+        return await calls.answer(context, observed, told=told)
+
+
+class PredictionServicer(
+    _Servicer, prediction_service_pb2_grpc.PredictionServiceServicer
+):
+    """Answers `tensorflow.serving.PredictionService`."""
 
     async def Predict(  # noqa: N802, the service's name
         self, request: PredictRequest, context: Context
     ) -> PredictResponse:
         """Run a signature."""
         work = partial(self._predict, request, context)
-        return await _answer(self._gateway, context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def GetModelMetadata(  # noqa: N802, the service's name
         self, request: GetModelMetadataRequest, context: Context
     ) -> GetModelMetadataResponse:
         """Tell a version's signatures."""
         work = partial(self._metadata, request)
-        return await _answer(self._gateway, context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def Classify(  # noqa: N802, the service's name
         self, request: ClassificationRequest, context: Context
     ) -> Any:
         """Say why examples cannot be classified."""
         work = partial(self._refuse_examples, request, "classification")
-        return await _answer(self._gateway, context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def Regress(  # noqa: N802, the service's name
         self, request: RegressionRequest, context: Context
     ) -> Any:
         """Say why there is no regression of examples."""
         work = partial(self._refuse_examples, request, "regression")
-        return await _answer(self._gateway, context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def MultiInference(  # noqa: N802, the service's name
         self, request: MultiInferenceRequest, context: Context
@@ -100,10 +122,10 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         """Say why examples cannot be classified."""
         spec = request.tasks[0].model_spec if request.tasks else ModelSpec()
         work = partial(self._refuse_tasks, spec)
-        return await _answer(self._gateway, context, spec, work)
+        return await self._answer(context, spec, work)
 
     async def _predict(
-        self, request: PredictRequest, context: Context, scope: RequestScope
+        self, request: PredictRequest, context: Context, observation: Observation
     ) -> PredictResponse:
         spec = _spec_of(request)
         prediction = await self._gateway.predictor.predict(
@@ -113,7 +135,7 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
             deadline=calls.deadline(self._gateway, context),
             priority=calls.priority(context),
             caller=CALLER,
-            scope=scope,
+            observation=observation,
         )
         outputs = _wanted(request.output_filter, prediction.outputs)
         return PredictResponse(
@@ -129,7 +151,7 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         )
 
     async def _metadata(
-        self, request: GetModelMetadataRequest, _: RequestScope
+        self, request: GetModelMetadataRequest, _: Observation
     ) -> GetModelMetadataResponse:
         spec = _spec_of(request)
         if not request.metadata_field:
@@ -156,11 +178,11 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         self,
         request: ClassificationRequest | RegressionRequest,
         kind: Literal["classification", "regression"],
-        _: RequestScope,
+        _: Observation,
     ) -> None:
         self._refuse(_spec_of(request), kind)
 
-    async def _refuse_tasks(self, spec: ModelSpec, _: RequestScope) -> None:
+    async def _refuse_tasks(self, spec: ModelSpec, _: Observation) -> None:
         self._refuse(_named(spec), "classification")
 
     def _refuse(
@@ -173,18 +195,15 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
         return self._gateway.repository.lease(_target(spec))
 
 
-class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+class ModelServicer(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
     """Answers `tensorflow.serving.ModelService`."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
 
     async def GetModelStatus(  # noqa: N802, the service's name
         self, request: GetModelStatusRequest, context: Context
     ) -> GetModelStatusResponse:
         """Tell the states of a model's versions."""
         work = partial(self._status, request)
-        return await _answer(self._gateway, context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def HandleReloadConfigRequest(  # noqa: N802, the service's name
         self, request: ReloadConfigRequest, context: Context
@@ -199,7 +218,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         await self._gateway.repository.configure(configs)
 
     async def _status(
-        self, request: GetModelStatusRequest, _: RequestScope
+        self, request: GetModelStatusRequest, _: Observation
     ) -> GetModelStatusResponse:
         target = _target(_spec_of(request))
         found = states.statuses(self._gateway.repository, target)
@@ -218,25 +237,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         )
 
 
-async def _answer(
-    gateway: Gateway,
-    context: Context,
-    spec: ModelSpec,
-    work: Callable[[RequestScope], Awaitable[T]],
-) -> T:
-    def told(error: BlockserveError) -> tuple[grpc.StatusCode, str]:
-        if error.kind == SIGNATURE_NOT_FOUND:
-            details = f'Serving signature key "{spec.signature_name}" not found.'
-            return grpc.StatusCode.FAILED_PRECONDITION, details
-        details = words(error, _target(spec))
-        if is_not_found(error):
-            return grpc.StatusCode.NOT_FOUND, details
-        if error.kind == LABEL_NOT_FOUND:
-            return grpc.StatusCode.INVALID_ARGUMENT, details
-        return calls.status_of(error), details
-
-    counted = partial(calls.counted, gateway, PROTOCOL, work)
-    return await calls.answer(context, counted, told=told)
+def _status_of(error: BlockserveError) -> grpc.StatusCode:
+    if error.kind == SIGNATURE_NOT_FOUND:
+        return grpc.StatusCode.FAILED_PRECONDITION
+    if is_not_found(error):
+        return grpc.StatusCode.NOT_FOUND
+    if error.kind == LABEL_NOT_FOUND:
+        return grpc.StatusCode.INVALID_ARGUMENT
+    return calls.status_of(error)
 
 
 def _spec_of(request: Any) -> ModelSpec:

@@ -14,7 +14,7 @@ from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http import terms
 from service.http.bodies import read_in_time
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.repository import Target
 
 ENCODING: Final = b"content-encoding"
@@ -55,7 +55,7 @@ class Arrival:
         target: Target,
         scope: Scope,
         receive: Receive,
-        request: RequestScope,
+        observation: Observation,
     ) -> Self:
         """Wait for the body, unless the request is refused before.
 
@@ -64,7 +64,7 @@ class Arrival:
             target: The model that the request means.
             scope: The request's, of ASGI.
             receive: As `scope`.
-            request: Told which version answers.
+            observation: Told which version answers.
 
         Raises:
             BlockserveError: The request is refused, or there is no such body.
@@ -79,7 +79,7 @@ class Arrival:
             headers,
             max_bytes=limit,
             deadline=deadline,
-            check=partial(gateway.predictor.check, target, scope=request),
+            check=partial(gateway.predictor.check, target, observation=observation),
         )
         encoding = headers.get(ENCODING, b"")
         return cls(

@@ -7,6 +7,7 @@ requests before they come to the framework; `openapi` documents them.
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -34,9 +35,12 @@ from service.http.errors import (
     retry_after,
     status_of,
 )
+from service.http.identity import HEADER as REQUEST_ID
+from service.http.identity import request_id_in, request_id_of
 from service.http.protocol import Refusal
 from service.http.sending import CONTENT_TYPE, send_json
-from service.metrics import RequestScope
+from service.metrics import VersionMetrics
+from service.observation import Observation
 from service.repository import Target
 
 PATHS: Final = (
@@ -76,6 +80,7 @@ class ClassifyEndpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._edge = gateway.edge("http", answered=OK, status_of=status_of)
         self._overloaded_until = 0.0
         self._refused: dict[tuple[bytes | None, ...], _Refused] = {}
 
@@ -93,6 +98,7 @@ class ClassifyEndpoint:
         """
         # What is refused now is refused until something ends, in another turn.
         key = (path, headers.get(terms.TIMEOUT), headers.get(terms.PRIORITY))
+        request_id = request_id_in(headers.items())
         refused = self._refused.get(key)
         if refused is None:
             refused = self._try_to_refuse(path, headers)
@@ -101,8 +107,11 @@ class ClassifyEndpoint:
             if not self._refused:
                 asyncio.get_running_loop().call_soon(self._refused.clear)
             self._refused[key] = refused
-        refused.request.refused(refused.kind)
-        return refused.answer
+        observation = self._edge.observe(request_id)
+        observation.version = refused.version
+        observation.refused(refused.error)
+        named = (*refused.answer.headers, (REQUEST_ID, request_id.encode("latin-1")))
+        return replace(refused.answer, headers=named)
 
     def _try_to_refuse(
         self, path: bytes, headers: Mapping[bytes, bytes]
@@ -110,16 +119,16 @@ class ClassifyEndpoint:
         parameters = path_parameters(path.decode("latin-1"))
         if parameters is None:
             return None
-        request = self._gateway.metrics.request("http")
+        observation = self._edge.observe("")
         try:
             target, deadline, priority = self._terms(parameters, headers)
             self._gateway.predictor.announce_image(
-                target, deadline=deadline, priority=priority, scope=request
+                target, deadline=deadline, priority=priority, observation=observation
             )
         except Overloaded as error:
             status, answered, body = self._answer_to(error)
             refusal = Refusal(status, [CONTENT_TYPE, *answered], body)
-            return _Refused(request, error.kind, refusal)
+            return _Refused(observation.version, error, refusal)
         except BlockserveError:
             return None  # the way through the application tells and counts it
         return None
@@ -129,8 +138,8 @@ class ClassifyEndpoint:
         status = OK
         headers: list[tuple[bytes, bytes]] = []
         try:
-            with self._gateway.metrics.request("http") as request:
-                answer = await self._classify(scope, receive, request)
+            with self._edge.observe(request_id_of(scope)) as observation:
+                answer = await self._classify(scope, receive, observation)
                 body = orjson.dumps(_as_json(answer))
         except ClientDisconnected:
             return
@@ -141,7 +150,7 @@ class ClassifyEndpoint:
         await send_json(send, status, body, headers)
 
     async def _classify(
-        self, scope: Scope, receive: Receive, request: RequestScope
+        self, scope: Scope, receive: Receive, observation: Observation
     ) -> Classification:
         gateway = self._gateway
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
@@ -153,7 +162,7 @@ class ClassifyEndpoint:
             target,
             deadline=deadline,
             priority=priority,
-            scope=request,
+            observation=observation,
         )
         body = await read_in_time(
             receive,
@@ -169,7 +178,7 @@ class ClassifyEndpoint:
             deadline=deadline,
             priority=priority,
             caller=caller_of(scope, receive),
-            scope=request,
+            observation=observation,
         )
 
     def _terms(
@@ -194,8 +203,8 @@ class ClassifyEndpoint:
 class _Refused(NamedTuple):
     """A refusal that others with the same terms get, too."""
 
-    request: RequestScope
-    kind: str
+    version: VersionMetrics | None
+    error: BlockserveError
     answer: Refusal
 
 

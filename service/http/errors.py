@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from service.errors import (
     INTERNAL,
     BlockserveError,
+    ClientDisconnected,
     DeadlineExceeded,
     InvalidImage,
     InvalidRequest,
@@ -34,6 +35,7 @@ STATUS: Final[dict[type[BaseException], int]] = {
     NotFound: 404,
     Unavailable: 503,
     DeadlineExceeded: 504,
+    ClientDisconnected: 499,  # as nginx logs it; nobody is there to be told
     BlockserveError: 500,
 }
 FRAMEWORK_CODES: Final = {404: "not_found", 405: "method_not_allowed"}

@@ -3,6 +3,7 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.classify import ClassifyEndpoint, path_parameters
+from service.http.identity import Identified
 from service.http.open_inference import is_ours
 from service.http.protocol import Headers, Refusal
 from service.http.tf_serving import PREFIX
@@ -37,9 +38,13 @@ class Shortcut:
         self._tf_serving = tf_serving
         self._open_inference = open_inference
         self._token = token
+        self._identified = Identified(self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
+        await self._identified(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (
             self._token is None or self._token.is_in(scope["headers"])
         ):

@@ -254,7 +254,7 @@ def _statistics(served: ServedVersion) -> Document:
             "queue": _observed(metrics.queue_seconds),
             "compute_input": _observed(metrics.decode_seconds),
             "compute_infer": _duration(numbers.inference),
-            "compute_output": nothing,
+            "compute_output": _observed(metrics.encode_seconds),
             "cache_hit": nothing,
             "cache_miss": nothing,
         },

@@ -13,7 +13,7 @@ from service.classification import most_probable
 from service.errors import InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.open_inference.data_types import datatype_of, shaped
 from service.prediction import Caller
 from service.repository import Target
@@ -133,7 +133,7 @@ async def infer(
     deadline: float,
     priority: Priority,
     caller: Caller,
-    scope: RequestScope,
+    observation: Observation,
 ) -> InferAnswer:
     """Answer a request.
 
@@ -144,7 +144,7 @@ async def infer(
         deadline: Moment of `time.monotonic`, in seconds.
         priority: Whose turn it is, where the request does not say.
         caller: Who waits.
-        scope: Told which version answers.
+        observation: Told how far it has come.
 
     Raises:
         BlockserveError: Any of the errors in `service.errors`.
@@ -176,7 +176,7 @@ async def infer(
         deadline=deadline,
         priority=priority,
         caller=caller,
-        scope=scope,
+        observation=observation,
     )
     outputs = prediction.outputs
     is_long = sum(array.size for array in outputs.values()) > MANY_ELEMENTS and any(

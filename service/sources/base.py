@@ -1,10 +1,12 @@
 """What a source of model versions is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from prometheus_client.registry import Collector
 
 from models.card import ModelCard
 from proto.tensorflow.meta_graph_pb2 import SignatureDef
@@ -29,7 +31,13 @@ class Loaded:
 
 
 class Source(Protocol):
-    """Knows which versions there are, and how each is loaded."""
+    """Knows which versions there are, and how each is loaded.
+
+    Attributes:
+        collectors: What Prometheus is told of it.
+    """
+
+    collectors: Sequence[Collector]
 
     @property
     def slots(self) -> int:

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from prometheus_client.registry import Collector
 from watchfiles import awatch
 
 from models.card import ModelCard, scan
@@ -31,6 +32,7 @@ class DirectorySource:
     needs: Final = "its directory needs a sub-directory with a number for a name"
 
     def __init__(self, settings: Settings) -> None:
+        self.collectors: Sequence[Collector] = ()
         self._root = settings.repository
         self._engine = settings.engine
         self._engine_slots = settings.engine_slots

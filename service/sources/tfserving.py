@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import DecodeError
+from prometheus_client.registry import Collector
 
 from models.card import CARD_FILE, ModelCard, scan
 from proto.tensorflow.meta_graph_pb2 import SignatureDef
@@ -15,7 +16,7 @@ from proto.tensorflow.serving.get_model_metadata_pb2 import (
     GetModelMetadataResponse,
     SignatureDefMap,
 )
-from service.engines.tfserving import ReplicaPool, TfServingEngine
+from service.engines.tfserving import ReplicaMetrics, ReplicaPool, TfServingEngine
 from service.errors import UnsupportedModel
 from service.saved_model import signature_of
 from service.served_version import callable_signatures, infer_card
@@ -48,6 +49,7 @@ class TfServingSource:
             root_certificates=certificates.read_bytes() if certificates else None,
             hedge_seconds=settings.tfserving_hedge_seconds,
         )
+        self.collectors: Sequence[Collector] = (ReplicaMetrics(self._pool),)
         self._started = False
         self._last: Mapping[str, Mapping[int, frozenset[str]]] = {}
 

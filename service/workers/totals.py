@@ -1,4 +1,8 @@
-"""The metrics of several workers, added up as those of one service."""
+"""The metrics of several workers, put together as those of one service.
+
+Most are added up. What all workers tell of the same thing is told once: that there is a
+version is no less true for one of them, and ready is who has all of them ready.
+"""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -9,13 +13,23 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 
 PER_PROCESS: Final = ("process_", "python_")
+LARGEST: Final = frozenset(
+    {
+        "blockserve_batch_size_limit_rows",
+        "blockserve_build_info",
+        "blockserve_model_load_duration_seconds",
+        "blockserve_model_version_state",
+        "blockserve_queue_oldest_age_seconds",
+    }
+)
+SMALLEST: Final = frozenset({"blockserve_ready", "blockserve_tfserving_replica_up"})
 CUMULATIVE: Final = frozenset({"counter", "histogram"})
 
 SeriesKey = tuple[str, frozenset[tuple[str, str]]]
 
 
 class Totals(Collector):
-    """The sum over workers; what a process is by itself is kept apart by `worker`.
+    """All workers as one; what a process is by itself is kept apart by `worker`.
 
     A worker that has ended stays in the sums of counters and histograms with what it
     reported last, and so does one that does not answer. If a sum fell, Prometheus
@@ -76,7 +90,7 @@ def _sum(*sources: Iterable[Metric]) -> list[Metric]:
         sums = samples.setdefault(family.name, {})
         for sample in family.samples:
             key = _key(sample)
-            sums[key] = _added(sums[key], sample) if key in sums else sample
+            sums[key] = _together(sums[key], sample) if key in sums else sample
     return [_family(families[name], sums.values()) for name, sums in samples.items()]
 
 
@@ -84,10 +98,14 @@ def _key(sample: Sample) -> SeriesKey:
     return sample.name, frozenset(sample.labels.items())
 
 
-def _added(one: Sample, other: Sample) -> Sample:
-    return one._replace(
-        value=one.value + other.value, exemplar=_newest(one.exemplar, other.exemplar)
-    )
+def _together(one: Sample, other: Sample) -> Sample:
+    if one.name in LARGEST:
+        value = max(one.value, other.value)
+    elif one.name in SMALLEST:
+        value = min(one.value, other.value)
+    else:
+        value = one.value + other.value
+    return one._replace(value=value, exemplar=_newest(one.exemplar, other.exemplar))
 
 
 def _newest(one: Exemplar | None, other: Exemplar | None) -> Exemplar | None:

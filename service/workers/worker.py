@@ -15,6 +15,7 @@ from service import logs
 from service.errors import BlockserveError, Unavailable
 from service.metrics import Metrics
 from service.server import Running, new_event_loop, run, spare_the_collector
+from service.settings import Settings
 from service.workers.channel import (
     Assignment,
     Channel,
@@ -31,8 +32,8 @@ RENDER_TIMEOUT_SECONDS: Final = 5.0
 class _WorkerMetrics(Metrics):
     """Counts in this process and shows what all workers have counted."""
 
-    def __init__(self, channel: Channel) -> None:
-        super().__init__()
+    def __init__(self, settings: Settings, channel: Channel) -> None:
+        super().__init__(settings)
         self._channel = channel
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -52,8 +53,9 @@ async def _work() -> int:
     except EOFError:  # the supervisor has ended already
         return FAILED
     assert isinstance(assignment, Assignment)  # noqa: S101, it is sent first
-    logs.configure(assignment.settings.log_level, worker=assignment.worker)
-    metrics = _WorkerMetrics(channel)
+    settings = assignment.settings
+    logs.configure(settings.log_level, settings.log_format, worker=assignment.worker)
+    metrics = _WorkerMetrics(settings, channel)
 
     async def answer(question: object) -> object:
         assert isinstance(question, Collect)  # noqa: S101, nothing else is asked
@@ -66,7 +68,7 @@ async def _work() -> int:
     listening = asyncio.create_task(channel.listen(answer))
     listening.add_done_callback(_drain)
     try:
-        await run(assignment.settings, on_start=on_start, metrics=metrics)
+        await run(settings, on_start=on_start, metrics=metrics)
     except BlockserveError as error:
         channel.send(Failed(error=error))
         await channel.close()

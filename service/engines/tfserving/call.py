@@ -51,6 +51,9 @@ class Replicas(Protocol):
     def may_try_again(self) -> bool:
         """Take a retry out of the budget; false if there is none left."""
 
+    def asked_again(self, *, beside_another: bool) -> None:
+        """Take note that a replica was asked after another, or beside it."""
+
     def why_hopeless(
         self, model: str, version: int, since: float
     ) -> BlockserveError | None:
@@ -186,6 +189,8 @@ class Call:
         if hedge is None or self._attempts:  # one hedge is enough
             hedge = patience
         self._another_at = now + min(remaining, hedge)
+        if self._attempts or self._failure is not None:
+            self._replicas.asked_again(beside_another=bool(self._attempts))
         attempt = replica.ask(self._request, remaining, self._ended)
         attempt.overdue_at = now + patience
         self._attempts.append(attempt)

@@ -81,6 +81,8 @@ class ReplicaPool:
 
     Attributes:
         changed: Set when a replica has come or gone, or serves other versions.
+        retries_total: Calls that were made again after a failure.
+        hedges_total: Calls that were made beside another.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class ReplicaPool:
         hedge_seconds: float | None = None,
     ) -> None:
         self.changed = asyncio.Event()
+        self.retries_total = 0
+        self.hedges_total = 0
         self.hedge_seconds = hedge_seconds
         self._names = [one for one in addresses if names.is_name(one)]
         self._fixed = [one for one in addresses if not names.is_name(one)]
@@ -242,6 +246,13 @@ class ReplicaPool:
     def may_try_again(self) -> bool:
         """See `Replicas`."""
         return self._budget.spend()
+
+    def asked_again(self, *, beside_another: bool) -> None:
+        """See `Replicas`."""
+        if beside_another:
+            self.hedges_total += 1
+        else:
+            self.retries_total += 1
 
     def why_hopeless(
         self, model: str, version: int, since: float

@@ -3,6 +3,7 @@
 import logging
 import math
 from asyncio import Event
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -61,6 +62,9 @@ LOST: Final = frozenset(
     }
 )
 
+OK: Final = "ok"
+CANCELLED: Final = grpc.StatusCode.CANCELLED.name.lower()
+
 logger = logging.getLogger(__name__)
 
 
@@ -107,17 +111,23 @@ class Attempt:
             ReplicaFailed: There is none; says why.
         """
         if self._call.cancelled():
-            raise self.replica.failure(grpc.StatusCode.CANCELLED, "it was cancelled")
+            raise self._failure(grpc.StatusCode.CANCELLED, "it was cancelled")
         try:
             answer: bytes = await self._call
         except grpc.aio.AioRpcError as error:
-            raise self.replica.failure(error.code(), error.details()) from error
+            raise self._failure(error.code(), error.details()) from error
+        self.replica.calls_by_outcome[OK] += 1
         self.replica.has_answered()
         return answer
 
     def cancel(self) -> None:
         """Tell the replica that nobody waits any more."""
+        self.replica.calls_by_outcome[CANCELLED] += 1
         self._call.cancel()
+
+    def _failure(self, code: grpc.StatusCode, details: str | None) -> ReplicaFailed:
+        self.replica.calls_by_outcome[code.name.lower()] += 1
+        return self.replica.failure(code, details)
 
 
 class Replica:
@@ -131,6 +141,7 @@ class Replica:
 
     Attributes:
         outstanding: Calls under way.
+        calls_by_outcome: How many have ended with `ok`, or with which gRPC status.
         problem: Why nothing is asked of it now; `None` if it is up.
         available: The versions that it serves, by model, as it said when last asked.
         times_up: How often it has come up.
@@ -148,6 +159,7 @@ class Replica:
     ) -> None:
         self.target = target
         self.outstanding = 0
+        self.calls_by_outcome: Counter[str] = Counter()
         self.problem: str | None = NOT_ASKED_YET
         self.available: Mapping[str, frozenset[int]] = {}
         self._missing: set[tuple[str, int]] = set()

@@ -14,12 +14,13 @@ from service.http.arrivals import Arrival
 from service.http.bodies import read_in_time
 from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
+from service.http.identity import request_id_of
 from service.http.open_inference import answers, requests
 from service.http.open_inference.answers import Body
 from service.http.open_inference.requests import ControlDocument, IndexDocument
 from service.http.open_inference.routes import Action, Route, route
 from service.http.sending import send_body, send_json
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.open_inference import documents
 from service.open_inference.inference import MANY_BYTES, infer
 from service.repository import Target
@@ -34,6 +35,9 @@ class OpenInferenceEndpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._edge = gateway.edge(
+            "open_inference_http", answered=OK, status_of=status_of
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -61,8 +65,8 @@ class OpenInferenceEndpoint:
         target = documents.target(asked.name, asked.version)
         match asked.action:
             case "infer":
-                with self._gateway.metrics.request("open_inference_http") as request:
-                    return await self._infer(target, scope, receive, request)
+                with self._edge.observe(request_id_of(scope)) as observation:
+                    return await self._infer(target, scope, receive, observation)
             case "index" | "load" | "unload":
                 return _json(await self._control(asked, scope, receive))
             case _:
@@ -108,10 +112,10 @@ class OpenInferenceEndpoint:
         return requests.parsed(body or b"{}", kind)
 
     async def _infer(
-        self, target: Target, scope: Scope, receive: Receive, request: RequestScope
+        self, target: Target, scope: Scope, receive: Receive, observation: Observation
     ) -> Body:
         gateway = self._gateway
-        arrival = await Arrival.of(gateway, target, scope, receive, request)
+        arrival = await Arrival.of(gateway, target, scope, receive, observation)
         length = requests.json_length(arrival.headers, arrival.body)
         if length or requests.JSON_LENGTH not in arrival.headers:
             is_long = length > MANY_BYTES
@@ -129,7 +133,7 @@ class OpenInferenceEndpoint:
             deadline=arrival.deadline,
             priority=arrival.priority,
             caller=caller_of(scope, receive),
-            scope=request,
+            observation=observation,
         )
         return await maybe_in_thread(
             answer.is_long, answers.write, answer, asked, request_id

@@ -21,6 +21,7 @@ from service.gateway import Gateway
 from service.http.arrivals import Arrival, InvalidEncoding
 from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
+from service.http.identity import request_id_of
 from service.http.sending import send_json
 from service.http.tf_serving import answers, documents
 from service.http.tf_serving.documents import DocumentError
@@ -29,7 +30,7 @@ from service.http.tf_serving.predict_requests import (
     signature_of_examples,
 )
 from service.http.tf_serving.routes import MalformedRequest, Route, route
-from service.metrics import RequestScope
+from service.observation import Observation
 from service.repository import Target
 from service.tf_serving import examples, states
 from service.tf_serving.errors import is_not_found, words
@@ -53,6 +54,7 @@ class TfServingEndpoint:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._edge = gateway.edge("tf_serving_http", answered=OK, status_of=_status_of)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -77,8 +79,8 @@ class TfServingEndpoint:
                 case "metadata":
                     body = self._metadata(asked.target)
                 case _:
-                    with self._gateway.metrics.request("tf_serving_http") as request:
-                        body = await self._infer(asked, scope, receive, request)
+                    with self._edge.observe(request_id_of(scope)) as observation:
+                        body = await self._infer(asked, scope, receive, observation)
         except ClientDisconnected:
             raise
         except BlockserveError as error:
@@ -125,11 +127,13 @@ class TfServingEndpoint:
         ).encode()
 
     async def _infer(
-        self, route: Route, scope: Scope, receive: Receive, request: RequestScope
+        self, route: Route, scope: Scope, receive: Receive, observation: Observation
     ) -> bytes:
         gateway = self._gateway
         try:
-            arrival = await Arrival.of(gateway, route.target, scope, receive, request)
+            arrival = await Arrival.of(
+                gateway, route.target, scope, receive, observation
+            )
         except InvalidEncoding as error:
             raise DocumentError(documents.EMPTY) from error
         body = arrival.body
@@ -148,7 +152,7 @@ class TfServingEndpoint:
                 deadline=arrival.deadline,
                 priority=arrival.priority,
                 caller=caller_of(scope, receive),
-                scope=request,
+                observation=observation,
             )
         except NotFound as error:
             if error.kind == SIGNATURE_NOT_FOUND:

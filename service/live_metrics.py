@@ -1,0 +1,111 @@
+"""What nobody counts: the state of things at the moment when Prometheus asks.
+
+Queues, slots and versions know how they are; a number kept beside them would cost each
+request something, and could be wrong.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from service.repository import Repository, Version, VersionState
+from service.served_version import ServedVersion
+
+FAILED: Final = "failed"
+STATES: Final = (*(state.lower() for state in VersionState), FAILED)
+
+
+class LiveMetrics(Collector):
+    """Tells of readiness, of the versions, and of their queues and slots.
+
+    Args:
+        repository: What serves.
+        is_ready: Whether requests can be answered.
+    """
+
+    def __init__(self, repository: Repository, is_ready: Callable[[], bool]) -> None:
+        self._repository = repository
+        self._is_ready = is_ready
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        ready = "Whether requests can be answered, as /readyz says: 1 or 0."
+        yield GaugeMetricFamily("blockserve_ready", ready, float(self._is_ready()))
+        versions = [
+            (name, version)
+            for name, model in self._repository.models.items()
+            for version in model.versions.values()
+        ]
+        yield _states(versions)
+        yield _load_seconds(versions)
+        served = [one.served for _, one in versions if one.served is not None]
+        yield from _of_served(served)
+
+
+def _states(versions: list[tuple[str, Version]]) -> Metric:
+    family = _gauge(
+        "model_version_state",
+        "1 for the state that the version is in, 0 for the others; failed: it cannot "
+        "be loaded.",
+        "state",
+    )
+    for name, version in versions:
+        current = version.state.lower() if version.error is None else FAILED
+        for state in STATES:
+            labels = (name, str(version.number), state)
+            family.add_metric(labels, float(state == current))
+    return family
+
+
+def _load_seconds(versions: list[tuple[str, Version]]) -> Metric:
+    family = _gauge(
+        "model_load_duration_seconds",
+        "How long the version took to load and to warm up.",
+    )
+    for name, version in versions:
+        if version.load_seconds:
+            family.add_metric((name, str(version.number)), version.load_seconds)
+    return family
+
+
+def _of_served(versions: list[ServedVersion]) -> Iterator[Metric]:
+    depth = _gauge(
+        "queue_depth_requests",
+        "Requests that wait for an engine slot or are being decoded.",
+    )
+    limit = _gauge("queue_limit_requests", "Requests of a signature that wait at most.")
+    age = _gauge(
+        "queue_oldest_age_seconds",
+        "How long the request waits that waits longest for an engine slot.",
+    )
+    slots = _gauge("engine_slots", "Engine calls that may run at a time.")
+    calls = _gauge("engine_calls_in_flight", "Engine calls that run.")
+    busy = CounterMetricFamily(
+        "blockserve_engine_busy_seconds",
+        "Time that engine slots have been taken, all together.",
+        labels=("model", "version"),
+    )
+    batch_size = _gauge(
+        "batch_size_limit_rows",
+        "Most rows in one engine call, learned from what calls take or set.",
+        "signature",
+    )
+    for served in versions:
+        labels = served.metrics.labels
+        batchers = served.batchers.values()
+        depth.add_metric(labels, sum(one.queue_depth for one in batchers))
+        limit.add_metric(labels, max(one.max_queue_depth for one in batchers))
+        age.add_metric(labels, max(one.oldest_age_seconds for one in batchers))
+        slots.add_metric(labels, max(one.slots for one in batchers))
+        calls.add_metric(labels, sum(one.calls_in_flight for one in batchers))
+        busy.add_metric(labels, sum(one.busy_seconds for one in batchers))
+        for name, batcher in served.batchers.items():
+            batch_size.add_metric((*labels, name), batcher.batch_size_limit_rows)
+    yield from (depth, limit, age, slots, calls, busy, batch_size)
+
+
+def _gauge(name: str, documentation: str, *more_labels: str) -> GaugeMetricFamily:
+    labels = ("model", "version", *more_labels)
+    return GaugeMetricFamily(f"blockserve_{name}", documentation, labels=labels)
