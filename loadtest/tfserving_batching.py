@@ -259,9 +259,7 @@ def _table(outcomes: Sequence[Outcome]) -> Any:
 
 
 def _plot(outcomes: Sequence[Outcome]) -> Any:
-    figure, (rate, latency) = plt.subplots(
-        1, 2, figsize=(11, 4.5), layout="constrained"
-    )
+    figure, (rate, latency) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for connections in CONNECTIONS:
         for batching, style in (("gateway", "-"), ("server", "--")):
             chosen = [
@@ -285,7 +283,8 @@ def _plot(outcomes: Sequence[Outcome]) -> Any:
         axes.set_xticks(ticks, [str(one) for one in ticks])
         axes.set(xlabel="calls under way at most", ylabel=label, ylim=(0, None))
         axes.grid(alpha=0.3)
-    latency.legend(fontsize="small")
+    handles, labels = rate.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(CONNECTIONS))
     figure.suptitle(f"{MODEL} in front of one replica")
     return figure
 
