@@ -13,10 +13,7 @@ from pythonjsonlogger.orjson import OrjsonFormatter
 from service.settings import LogFormat
 
 # From names of attributes of records to those of JSON's fields.
-JSON_FIELDS: Final[Mapping[str, str]] = {
-    "levelname": "level",
-    "name": "logger",
-}
+JSON_FIELDS: Final[Mapping[str, str]] = {"levelname": "level", "name": "logger"}
 
 
 class TextFormatter(logging.Formatter):
@@ -41,7 +38,7 @@ def configure(level: str, form: LogFormat, *, worker: int | None = None) -> None
         worker: The number of this process where there are several.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_formatter(form, worker))
+    handler.setFormatter(formatter(form, worker))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":
         # What clients do wrong is told to them, and no news for the operator.
@@ -50,7 +47,8 @@ def configure(level: str, form: LogFormat, *, worker: int | None = None) -> None
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
 
 
-def _formatter(form: LogFormat, worker: int | None) -> logging.Formatter:
+def formatter(form: LogFormat, worker: int | None = None) -> logging.Formatter:
+    """What makes lines of records; see `configure`."""
     if form == "json":
         return OrjsonFormatter(
             "%(levelname)s %(name)s %(message)s",

@@ -15,6 +15,7 @@ from loadtest.__main__ import BENCHMARKS
 from loadtest.report import Report, shown
 from service.gateway import Gateway
 from service.settings import Settings
+from service.workers.totals import LARGEST, SMALLEST
 
 ROOT: Final = Path(__file__).parents[1]
 OPERATIONS: Final = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -50,6 +51,10 @@ async def test_every_metric_is_documented() -> None:
     }
     assert len(ours) >= 20
     assert ours <= documented("Metrics")
+
+
+def test_what_workers_tell_once_are_metrics_that_there_are() -> None:
+    assert {*LARGEST, *SMALLEST} <= documented("Metrics")
 
 
 def test_every_error_code_is_documented() -> None:

@@ -849,7 +849,7 @@ async def test_metrics_count_requests_stages_and_errors(served: Served) -> None:
     )
     assert samples["blockserve_errors_total", "1", "http", "invalid_image", "stub"] == 1
     assert samples["blockserve_errors_total", "", "", "http", "model_not_found"] == 1
-    for stage in ("decode", "queue", "inference"):
+    for stage in ("decode", "queue", "assembly", "inference", "encode"):
         key = sorted(("1", stage, "stub"))
         count = samples["blockserve_stage_duration_seconds_count", *key]
         assert count == 3, stage

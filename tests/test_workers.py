@@ -330,6 +330,18 @@ def test_counters_histograms_and_gauges_are_summed() -> None:
     assert value(families, "process_open_fds") is None
 
 
+def test_what_all_workers_tell_of_the_same_thing_is_told_once() -> None:
+    totals = Totals()
+    for number, (age, ready) in enumerate(((3, 1), (5, 0)), 1):
+        registry = CollectorRegistry()
+        Gauge("blockserve_queue_oldest_age_seconds", "a", registry=registry).set(age)
+        Gauge("blockserve_ready", "r", registry=registry).set(ready)
+        totals.update(number, registry.collect())
+    families = list(totals.collect())
+    assert value(families, "blockserve_queue_oldest_age_seconds") == 5
+    assert value(families, "blockserve_ready") == 0
+
+
 def test_the_newest_exemplar_of_a_bucket_is_shown() -> None:
     totals = Totals()
     for number, trace in ((2, "early"), (1, "late")):
