@@ -9,7 +9,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.routing import Route
 
 from service.gateway import Gateway
-from service.http import classify, errors, models, openapi, operations
+from service.http import classify, errors, models, openapi, operations, statistics
 from service.http.auth import RequireToken
 from service.http.identity import Identified
 from service.http.open_inference import ROOT, OpenInferenceEndpoint
@@ -55,6 +55,7 @@ def create_app(
     app.state.gateway = gateway
     app.router.routes[:0] = classify.routes(classify.ClassifyEndpoint(gateway))
     app.include_router(operations.router(gateway))
+    app.include_router(statistics.router(gateway))
     app.router.routes += [
         Route(PREFIX + "{path:path}", TfServingEndpoint(gateway), methods=None),
         Route(ROOT + "{path:path}", OpenInferenceEndpoint(gateway), methods=None),

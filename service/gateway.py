@@ -2,17 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import NoReturn, Protocol
 
 from service.access_log import AccessLog, Status
 from service.classification import Classifier
 from service.errors import BlockserveError, Draining, InvalidRequest
 from service.event_loop import EventLoopLag, observe_lag
 from service.live_metrics import LiveMetrics
-from service.metrics import Metrics, ProtocolName
+from service.metrics import Metrics, ProtocolName, render
 from service.observation import Edge
 from service.prediction import Predictor
+from service.recent import Recent, Window
 from service.repository import Repository
 from service.settings import Settings
 from service.sources import source_of
@@ -20,15 +22,32 @@ from service.sources import source_of
 logger = logging.getLogger(__name__)
 
 
+class Colleagues(Protocol):
+    """The processes that serve together, this one among them."""
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics of all; see `Gateway.exposition`."""
+
+    async def window(self) -> Window:
+        """What all have done; see `Gateway.window`."""
+
+
 class Gateway:
     """Repository, prediction and metrics of one process, and whether it is ready.
 
     Make it on the event loop that will run it.
+
+    Args:
+        settings: How it runs.
+        colleagues: Who else serves with the same settings on the same ports.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, settings: Settings, colleagues: Colleagues | None = None
+    ) -> None:
         self.settings = settings
-        self.metrics = metrics or Metrics(settings)
+        self.metrics = Metrics(settings)
+        self._colleagues = colleagues
         source = source_of(settings)
         self.repository = Repository(
             settings,
@@ -39,10 +58,11 @@ class Gateway:
         live_metrics = LiveMetrics(self.repository, lambda: self.problem is None)
         for collector in (live_metrics, *source.collectors):
             self.metrics.registry.register(collector)
+        self.recent = Recent(self.metrics, self.repository)
         self.predictor = Predictor(settings, self.repository)
         self.classifier = Classifier(self.predictor, top_k=settings.top_k)
         self._access_log = AccessLog(settings.access_log_share)
-        self._observing: asyncio.Task[None] | None = None
+        self._observing: Sequence[asyncio.Task[NoReturn]] = ()
         self._draining = False
         self._lag = EventLoopLag()
         self._listeners: list[Callable[[], None]] = []
@@ -75,6 +95,29 @@ class Gateway:
             answered=answered,
             status_of=status_of,
         )
+
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The metrics of all processes that serve, and their content type.
+
+        Args:
+            accept: What the scraper accepts, as the header says it.
+
+        Raises:
+            Unavailable: The others cannot be asked.
+        """
+        if self._colleagues is None:
+            return render(self.metrics.registry, accept)
+        return await self._colleagues.exposition(accept)
+
+    async def window(self) -> Window:
+        """What all processes that serve have done in the last minute.
+
+        Raises:
+            Unavailable: The others cannot be asked.
+        """
+        if self._colleagues is None:
+            return self.recent.window()
+        return await self._colleagues.window()
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever readiness may have changed."""
@@ -118,8 +161,9 @@ class Gateway:
 
     async def start(self) -> None:
         """Load the models; returns when each has been tried once."""
-        self._observing = asyncio.create_task(
-            observe_lag(self.metrics.event_loop_lag_seconds)
+        self._observing = (
+            asyncio.create_task(observe_lag(self.metrics.event_loop_lag_seconds)),
+            asyncio.create_task(self.recent.follow()),
         )
         await self.repository.start()
 
@@ -134,8 +178,8 @@ class Gateway:
         """Drain, then unload everything."""
         self.begin_drain()
         await self.repository.stop()
-        if self._observing is not None:
-            self._observing.cancel()
+        for task in self._observing:
+            task.cancel()
         self.predictor.close()
 
     def _changed(self) -> None:

@@ -93,14 +93,13 @@ def _of_served(versions: list[ServedVersion]) -> Iterator[Metric]:
         "signature",
     )
     for served in versions:
-        labels = served.metrics.labels
-        batchers = served.batchers.values()
-        depth.add_metric(labels, sum(one.queue_depth for one in batchers))
-        limit.add_metric(labels, max(one.max_queue_depth for one in batchers))
-        age.add_metric(labels, max(one.oldest_age_seconds for one in batchers))
-        slots.add_metric(labels, max(one.slots for one in batchers))
-        calls.add_metric(labels, sum(one.calls_in_flight for one in batchers))
-        busy.add_metric(labels, sum(one.busy_seconds for one in batchers))
+        labels, load = served.metrics.labels, served.load
+        depth.add_metric(labels, load.queue_depth)
+        limit.add_metric(labels, load.queue_limit)
+        age.add_metric(labels, load.oldest_age_seconds)
+        slots.add_metric(labels, load.slots)
+        calls.add_metric(labels, load.calls_in_flight)
+        busy.add_metric(labels, load.busy_seconds)
         for name, batcher in served.batchers.items():
             batch_size.add_metric((*labels, name), batcher.batch_size_limit_rows)
     yield from (depth, limit, age, slots, calls, busy, batch_size)

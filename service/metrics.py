@@ -17,7 +17,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from service.series import Counter, Family, Gauge, Histogram, S
+from service.series import Buckets, Counter, Family, Gauge, Histogram, S
 from service.settings import Settings
 from service.statistics import VersionStatistics
 
@@ -68,6 +68,9 @@ class Metrics:
     Args:
         settings: Where the buckets are.
         registry: Where they register; `None` makes one.
+
+    Attributes:
+        duration_buckets: What durations are counted in.
     """
 
     def __init__(
@@ -77,7 +80,8 @@ class Metrics:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         model_version = ("model", "version")
-        durations = partial(Histogram, settings.duration_buckets_seconds)
+        self.duration_buckets = Buckets(settings.duration_buckets_seconds)
+        durations = partial(Histogram, self.duration_buckets)
         self.requests_total = self._family(
             "blockserve_requests",
             "Requests answered, errors included.",
@@ -117,7 +121,7 @@ class Metrics:
             "blockserve_batch_size_rows",
             "Rows in one engine call, without padding.",
             model_version,
-            partial(Histogram, BATCH_SIZE_BUCKETS_ROWS),
+            partial(Histogram, Buckets(BATCH_SIZE_BUCKETS_ROWS)),
         )
         self.padding_rows_total = self._family(
             "blockserve_padding_rows",
@@ -183,14 +187,6 @@ class Metrics:
             self.dispatcher_crashes_total,
         ):
             family.remove(labels)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition of this process; see `render`."""
-        return render(self.registry, accept)
-
-    async def exposition(self, accept: str) -> tuple[bytes, str]:
-        """What `/metrics` answers: as `render`, or for all processes that serve."""
-        return self.render(accept)
 
     def _family(
         self,

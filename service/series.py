@@ -7,15 +7,22 @@ event loop's, and become prometheus_client's families when they are scraped.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from time import time
-from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 
-NO_LABELS: Mapping[str, str] = {}
+NO_LABELS: Final[Mapping[str, str]] = {}
+# In how many parts a bucket is counted that is exposed as one.
+PARTS: Final = 4
+
+# The values of a family's labels, in the order of their names.
+Labels = tuple[str, ...]
+# What a series has counted: a counter its value, a histogram its parts and the sum.
+Numbers = tuple[float, ...]
 
 
 class Reading(NamedTuple):
@@ -31,6 +38,10 @@ class Series(Protocol):
     """What a family is made of."""
 
     kind: ClassVar[str]
+
+    @property
+    def numbers(self) -> Numbers:
+        """What it has counted."""
 
     def readings(self) -> Iterator[Reading]:
         """What is exposed."""
@@ -53,6 +64,11 @@ class Gauge:
         """Count one less."""
         self.value -= 1
 
+    @property
+    def numbers(self) -> Numbers:
+        """See `Series`."""
+        return (self.value,)
+
     def readings(self) -> Iterator[Reading]:
         """See `Series`."""
         yield Reading("", NO_LABELS, self.value)
@@ -71,47 +87,89 @@ class Counter:
         """Count one, or several."""
         self.value += by
 
+    @property
+    def numbers(self) -> Numbers:
+        """See `Series`."""
+        return (self.value,)
+
     def readings(self) -> Iterator[Reading]:
         """See `Series`."""
         yield Reading("_total", NO_LABELS, self.value)
 
 
-class Histogram:
-    """How many observations lie in each bucket, and their sum.
+class Buckets:
+    """The buckets of a histogram, and the finer ones that it counts in.
 
     Args:
-        bounds: The upper ends of the buckets, each included; one more is without end.
+        bounds: The upper ends, each included; one more is without end.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.fine_bounds = [
+            low + (high - low) * part / PARTS
+            for low, high in pairwise((0.0, *bounds))
+            for part in range(1, PARTS + 1)
+        ]
+
+    def quantile(self, share: float, counts: Sequence[float]) -> float:
+        """The value that a share of the observations does not exceed, nearly.
+
+        Args:
+            share: From 0 to 1.
+            counts: Observations in each of the finer buckets; at least one.
+        """
+        wanted = share * sum(counts)
+        low, below = 0.0, 0.0
+        for high, count in zip(self.fine_bounds, counts, strict=False):
+            if below + count >= wanted and count:
+                return low + (high - low) * (wanted - below) / count
+            low, below = high, below + count
+        return low
+
+
+class Histogram:
+    """How many observations lie in each bucket, and their sum.
 
     Attributes:
         sum: Of the values.
     """
 
-    __slots__ = ("_bounds", "_counts", "_exemplars", "sum")
+    __slots__ = ("_buckets", "_counts", "_exemplars", "_fine_bounds", "sum")
     kind: ClassVar[str] = "histogram"
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
+    def __init__(self, buckets: Buckets) -> None:
+        self._buckets = buckets
+        self._fine_bounds = buckets.fine_bounds
+        self._counts = [0] * (len(buckets.fine_bounds) + 1)
         self._exemplars: dict[int, Exemplar] = {}  # the latest, by bucket
         self.sum = 0.0
 
     def observe(self, value: float, trace_id: str | None = None) -> None:
         """Count a value, and point to the trace that has it, if there is one."""
-        bucket = bisect_left(self._bounds, value)
-        self._counts[bucket] += 1
+        fine = bisect_left(self._fine_bounds, value)
+        self._counts[fine] += 1
         self.sum += value
         if trace_id is not None:
-            self._exemplars[bucket] = Exemplar({"trace_id": trace_id}, value, time())
+            self._exemplars[fine // PARTS] = Exemplar(
+                {"trace_id": trace_id}, value, time()
+            )
 
     @property
     def count(self) -> int:
         """How many values there were."""
         return sum(self._counts)
 
+    @property
+    def numbers(self) -> Numbers:
+        """See `Series`."""
+        return (*self._counts, self.sum)
+
     def readings(self) -> Iterator[Reading]:
         """See `Series`."""
-        ends = (*(str(float(bound)) for bound in self._bounds), "+Inf")
-        counts = accumulate(self._counts)
+        ends = (*(str(float(bound)) for bound in self._buckets.bounds), "+Inf")
+        up_to = list(accumulate(self._counts))
+        counts = (*up_to[PARTS - 1 :: PARTS], up_to[-1])
         for bucket, (end, count) in enumerate(zip(ends, counts, strict=True)):
             exemplar = self._exemplars.get(bucket)
             yield Reading("_bucket", {"le": end}, count, exemplar)
@@ -156,6 +214,10 @@ class Family(Collector, Generic[S]):
         if series is None:
             series = self._series[values] = self._new()
         return series
+
+    def numbers(self) -> dict[Labels, Numbers]:
+        """What each series has counted."""
+        return {labels: series.numbers for labels, series in self._series.items()}
 
     def remove(self, labels: Mapping[str, str]) -> None:
         """Drop the series that have these labels, whatever others they have."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from types import TracebackType
@@ -28,6 +29,38 @@ class ForImages(NamedTuple):
     image_input: ImageInput
     signature: Signature
     batcher: Batcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How busy a version is at a moment, over all its signatures.
+
+    Attributes:
+        queue_depth: Requests that wait or are being decoded.
+        queue_limit: Requests of a signature that wait at most.
+        oldest_age_seconds: How long that one waits that waits longest for a slot.
+        slots: Engine calls that may run at a time.
+        calls_in_flight: Those that run.
+        busy_seconds: Time that slots have been taken, all together, since the start.
+    """
+
+    queue_depth: int
+    queue_limit: int
+    oldest_age_seconds: float
+    slots: int
+    calls_in_flight: int
+    busy_seconds: float
+
+    def __add__(self, other: "Load") -> "Load":
+        """Of the same version in another process, both together."""
+        return Load(
+            queue_depth=self.queue_depth + other.queue_depth,
+            queue_limit=self.queue_limit + other.queue_limit,
+            oldest_age_seconds=max(self.oldest_age_seconds, other.oldest_age_seconds),
+            slots=self.slots + other.slots,
+            calls_in_flight=self.calls_in_flight + other.calls_in_flight,
+            busy_seconds=self.busy_seconds + other.busy_seconds,
+        )
 
 
 class ServedVersion:
@@ -156,6 +189,19 @@ class ServedVersion:
             for name, curve in self._curves.items()
             if engine.signatures.get(name) == self.engine.signatures[name]
         }
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
+        batchers = self.batchers.values()
+        return Load(
+            queue_depth=sum(one.queue_depth for one in batchers),
+            queue_limit=max(one.max_queue_depth for one in batchers),
+            oldest_age_seconds=max(one.oldest_age_seconds for one in batchers),
+            slots=max(one.slots for one in batchers),
+            calls_in_flight=sum(one.calls_in_flight for one in batchers),
+            busy_seconds=sum(one.busy_seconds for one in batchers),
+        )
 
     def resize(self) -> None:
         """Follow the engine, which may have more slots now, or fewer."""

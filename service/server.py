@@ -17,10 +17,9 @@ import uvicorn
 
 from service.app import create_asgi
 from service.errors import InvalidSettings
-from service.gateway import Gateway
+from service.gateway import Colleagues, Gateway
 from service.grpc.server import create_server
 from service.http.protocol import http_protocol
-from service.metrics import Metrics
 from service.ports import BACKLOG, GRPC_FLAG, HTTP_FLAG, cannot_listen, join, listen
 from service.settings import Settings
 
@@ -97,30 +96,30 @@ async def run(
     settings: Settings,
     *,
     on_start: Callable[[Running], None],
-    metrics: Metrics | None = None,
+    colleagues: Colleagues | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted.
 
     Args:
         settings: How to run; with several workers, this is one and shares its ports.
         on_start: Called once both ports are open and every model has been tried.
-        metrics: Where to count; `None` makes them.
+        colleagues: Who else serves, where there are several workers.
 
     Raises:
         InvalidSettings: A port is taken, or the TLS files are not what they should be.
     """
     with _signals_held() as held:
-        await _run(settings, on_start, metrics, held)
+        await _run(settings, on_start, colleagues, held)
 
 
 async def _run(
     settings: Settings,
     on_start: Callable[[Running], None],
-    metrics: Metrics | None,
+    colleagues: Colleagues | None,
     held: Sequence[int],
 ) -> None:
     _check_tls(settings)
-    gateway = Gateway(settings, metrics)
+    gateway = Gateway(settings, colleagues)
     take_port = listen if settings.workers == 1 else join
     listener = take_port(settings.host, settings.http_port, HTTP_FLAG)
     try:

@@ -22,7 +22,7 @@ LAYERS: Final = (
     ("service.gateway",),
     ("service.classification",),
     ("service.prediction",),
-    ("service.live_metrics",),
+    ("service.live_metrics", "service.recent"),
     ("service.repository",),
     ("service.sources",),
     ("service.served_version", "service.warm_up", "service.saved_model"),

@@ -20,7 +20,7 @@ from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from proto.tensorflow.serving.prediction_service_pb2_grpc import PredictionServiceStub
 from proto.tensors import to_tensor_proto
 from service.engines.stub import StubEngine
-from service.series import Family, Histogram
+from service.series import Buckets, Family, Histogram
 from tests.replicas import FakeReplica, refusal
 from tests.support import Served, image_of_class, only, serving, stub_version
 
@@ -254,7 +254,11 @@ async def test_buckets_are_a_setting(tmp_path: Path) -> None:
 def test_an_exemplar_points_to_the_latest_trace_of_its_bucket() -> None:
     registry = CollectorRegistry()
     family = Family(
-        "wait_seconds", "Time.", (), new=lambda: Histogram((1, 2)), registry=registry
+        "wait_seconds",
+        "Time.",
+        (),
+        new=lambda: Histogram(Buckets((1, 2))),
+        registry=registry,
     )
     histogram = family.labels()
     for value, trace_id in ((0.5, "a"), (0.7, "b"), (1.5, "c"), (1.6, None)):

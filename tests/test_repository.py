@@ -15,7 +15,7 @@ from models.card import CARD_FILE
 from service import engines
 from service.engines.stub import StubEngine
 from service.errors import ModelNotReady, NotFound
-from service.metrics import Metrics
+from service.metrics import Metrics, render
 from service.repository import Repository, Target, VersionState
 from service.settings import Settings
 from service.sources import DirectorySource
@@ -171,11 +171,11 @@ async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None
     metrics = Metrics(settings)
     repository = Repository(settings, metrics, DirectorySource(settings))
     await repository.start()
-    assert 'version="1"' in metrics.render("")[0].decode()
+    assert 'version="1"' in render(metrics.registry, "")[0].decode()
     stub_version(tmp_path, version=2)
     await until(lambda: serving(repository) == [2])
     await until(lambda: state(repository, 1) is VersionState.END)
-    text = metrics.render("")[0].decode()
+    text = render(metrics.registry, "")[0].decode()
     assert 'version="1"' not in text
     assert 'version="2"' in text
     await repository.stop()

@@ -1,11 +1,13 @@
 """Our counters against prometheus_client's own: the same numbers, the same text."""
 
+import numpy as np
 import prometheus_client
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from service.series import Counter, Family, Gauge, Histogram
+from service.series import Buckets, Counter, Family, Gauge, Histogram
+from service.settings import DURATION_BUCKETS_SECONDS
 
 BOUNDS = (0.001, 0.5, 1, 10)
 OBSERVED = (0.0, 0.001, 0.0011, 0.5, 1.0, 3.25, 10.0, 10.1, 1e9)
@@ -17,7 +19,7 @@ def ours() -> CollectorRegistry:
         "wait_seconds",
         "Time.",
         ("model", "stage"),
-        new=lambda: Histogram(BOUNDS),
+        new=lambda: Histogram(Buckets(BOUNDS)),
         registry=registry,
     )
     for value in OBSERVED:
@@ -80,3 +82,24 @@ def test_two_families_of_one_name_are_refused() -> None:
     Family("requests", "Asked.", (), new=Counter, registry=registry)
     with pytest.raises(ValueError, match="requests"):
         Family("requests", "Asked.", (), new=Counter, registry=registry)
+
+
+def test_quantiles_come_from_finer_buckets_than_are_exposed() -> None:
+    buckets = Buckets(DURATION_BUCKETS_SECONDS)
+    histogram = Histogram(buckets)
+    values = np.random.default_rng(0).lognormal(mean=-4, sigma=0.7, size=10_000)
+    for value in values:
+        histogram.observe(value)
+    *counts, total = histogram.numbers
+    assert total == pytest.approx(values.sum())
+    for share in (0.5, 0.9, 0.99):
+        expected = np.quantile(values, share)
+        assert buckets.quantile(share, counts) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_quantile_beyond_the_last_bucket_is_its_end() -> None:
+    buckets = Buckets((1, 2))
+    histogram = Histogram(buckets)
+    histogram.observe(5)
+    *counts, _ = histogram.numbers
+    assert buckets.quantile(0.5, counts) == 2

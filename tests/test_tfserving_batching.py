@@ -14,7 +14,7 @@ from loadtest.tfserving_batching import (
     outcomes_of,
     rows_and_calls,
 )
-from service.metrics import Metrics
+from service.metrics import Metrics, render
 from service.settings import Settings
 
 
@@ -59,10 +59,10 @@ def test_a_subjects_rate_is_compared_with_that_of_the_defaults_in_the_same_round
 def test_rows_and_calls_are_those_that_the_gateway_exports() -> None:
     metrics = Metrics(Settings())
     version = metrics.version("inception", 1)
-    before = metrics.render("text/plain")[0].decode()
+    before = render(metrics.registry, "text/plain")[0].decode()
     for rows in (8, 3):
         version.batch_size_rows.observe(rows)
-    after = metrics.render("text/plain")[0].decode()
+    after = render(metrics.registry, "text/plain")[0].decode()
     assert [rows_and_calls(one) for one in (before, after)] == [(0, 0), (11, 2)]
 
 

@@ -399,7 +399,7 @@ def test_one_worker_is_shown_as_a_process_alone_shows_itself() -> None:
         ours = re.findall(
             r"^.*blockserve_.*$", exposition(totals, accept), re.MULTILINE
         )
-        text = metrics.render(accept)[0].decode()
+        text = render(metrics.registry, accept)[0].decode()
         assert ours == re.findall(r"^.*blockserve_.*$", text, re.MULTILINE)
 
 

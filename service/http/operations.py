@@ -49,7 +49,7 @@ def router(gateway: Gateway) -> APIRouter:
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         accept = request.headers.get("accept", "")
-        body, content_type = await gateway.metrics.exposition(accept)
+        body, content_type = await gateway.exposition(accept)
         return Response(body, headers={"content-type": content_type})
 
     return routes

@@ -46,6 +46,14 @@ class Collect:
     """To the worker: what does your own registry hold? Answer: metric families."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What was done in the last minute? Answer: a `Window`, or `None` of nobody.
+
+    To the worker: by yourself. To the supervisor: by all.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Render:
     """To the supervisor: the exposition of all. Answer: body and content type."""

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+import operator
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from functools import partial, reduce
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -22,6 +23,7 @@ from service.workers.channel import (
     Channel,
     Collect,
     Failed,
+    Recall,
     Render,
     Started,
 )
@@ -191,6 +193,10 @@ class _Supervisor:
             case Render(accept=accept):
                 await asyncio.gather(*map(self._collect, self._numbers))
                 return render(self._registry, accept)
+            case Recall():
+                asked = [self._ask(number, message) for number in self._numbers]
+                windows = [one for one in await asyncio.gather(*asked) if one]
+                return reduce(operator.add, windows) if windows else None
         return None
 
     def _announce(self) -> None:
@@ -200,16 +206,22 @@ class _Supervisor:
             self._on_start()
 
     async def _collect(self, number: int) -> None:
-        worker = self._workers.get(number)
-        answered = False
-        if worker is not None and worker.started:
-            with suppress(TimeoutError, EOFError):
-                async with asyncio.timeout(COLLECT_TIMEOUT_SECONDS):
-                    families = await worker.channel.ask(Collect())
-                answered = self._workers.get(number) is worker
-        if answered:
+        families = await self._ask(number, Collect())
+        if families is not None:
             self._totals.update(number, families)
-        self._up.labels(str(number)).set(answered)
+        self._up.labels(str(number)).set(families is not None)
+
+    async def _ask(self, number: int, question: object) -> Any:
+        """What a worker answers; `None` if it does not."""
+        worker = self._workers.get(number)
+        if worker is None or not worker.started:
+            return None
+        try:
+            async with asyncio.timeout(COLLECT_TIMEOUT_SECONDS):
+                answer = await worker.channel.ask(question)
+        except (TimeoutError, EOFError):
+            return None
+        return answer if self._workers.get(number) is worker else None
 
 
 def _reason(worker: _Worker) -> str:

@@ -9,40 +9,51 @@ import os
 import signal
 import socket
 import sys
-from typing import Final
+from typing import Any, Final
 
 from service import logs
 from service.errors import BlockserveError, Unavailable
-from service.metrics import Metrics
+from service.gateway import Gateway
+from service.recent import Window
 from service.server import Running, new_event_loop, run, spare_the_collector
-from service.settings import Settings
 from service.workers.channel import (
     Assignment,
     Channel,
     Collect,
     Failed,
+    Recall,
     Render,
     Started,
 )
 
 FAILED: Final = 1
-RENDER_TIMEOUT_SECONDS: Final = 5.0
+ANSWER_TIMEOUT_SECONDS: Final = 5.0
 
 
-class _WorkerMetrics(Metrics):
-    """Counts in this process and shows what all workers have counted."""
+class _Colleagues:
+    """All workers; the supervisor asks them."""
 
-    def __init__(self, settings: Settings, channel: Channel) -> None:
-        super().__init__(settings)
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """See `Colleagues`."""
+        answer: tuple[bytes, str] = await self._ask(Render(accept=accept))
+        return answer
+
+    async def window(self) -> Window:
+        """See `Colleagues`."""
+        window: Window | None = await self._ask(Recall())
+        if window is None:
+            raise Unavailable("no worker answers yet")
+        return window
+
+    async def _ask(self, question: object) -> Any:
         try:
-            async with asyncio.timeout(RENDER_TIMEOUT_SECONDS):
-                body, content_type = await self._channel.ask(Render(accept=accept))
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+                return await self._channel.ask(question)
         except (TimeoutError, EOFError) as error:
             raise Unavailable("the workers' supervisor does not answer") from error
-        return body, content_type
 
 
 async def _work() -> int:
@@ -55,20 +66,25 @@ async def _work() -> int:
     assert isinstance(assignment, Assignment)  # noqa: S101, it is sent first
     settings = assignment.settings
     logs.configure(settings.log_level, settings.log_format, worker=assignment.worker)
-    metrics = _WorkerMetrics(settings, channel)
+    gateway: Gateway | None = None
 
     async def answer(question: object) -> object:
+        assert gateway is not None  # noqa: S101, only who has started is asked
+        if isinstance(question, Recall):
+            return gateway.recent.window()
         assert isinstance(question, Collect)  # noqa: S101, nothing else is asked
-        return list(metrics.registry.collect())
+        return list(gateway.metrics.registry.collect())
 
-    def on_start(_: Running) -> None:
+    def on_start(running: Running) -> None:
+        nonlocal gateway
+        gateway = running.gateway
         spare_the_collector()
         channel.send(Started())
 
     listening = asyncio.create_task(channel.listen(answer))
     listening.add_done_callback(_drain)
     try:
-        await run(settings, on_start=on_start, metrics=metrics)
+        await run(settings, on_start=on_start, colleagues=_Colleagues(channel))
     except BlockserveError as error:
         channel.send(Failed(error=error))
         await channel.close()
