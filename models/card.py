@@ -36,6 +36,7 @@ BYTES_SIGNATURE: Final = "serving_bytes"
 FloatPrecision = Literal["float32", "float16", "bfloat16"]
 Precision = Literal[FloatPrecision, "int8"]
 Resize = Literal["stretch", "crop", "pad"]
+Role = Literal["probabilities", "logits", "other"]
 
 
 class CardError(ValueError):
@@ -135,7 +136,7 @@ class OutputTensor(_Part):
     """An output's name and what its numbers mean."""
 
     name: str
-    role: Literal["probabilities", "logits", "other"]
+    role: Role
 
 
 class Accuracy(_Part):

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from models import importing, precision, report
 from models.architectures import Architecture, named
-from models.card import FloatPrecision, ImageInput, ModelCard
+from models.card import FloatPrecision, ImageInput, ModelCard, OutputTensor
 from models.datasets import DIGIT_SHAPE, Dataset, digits
 from models.export import Interface, predict_with
 from models.folders import channels_of, folder
@@ -81,7 +81,11 @@ def made(plan: Plan, console: Console) -> Subject:
         precision.cast_weights(network, other)
         return other
 
-    interface = Interface(inputs=inputs, outputs=architecture.outputs)
+    outputs = tuple(
+        OutputTensor(name=name, role=role)
+        for name, role in architecture.outputs.items()
+    )
+    interface = Interface(inputs=inputs, outputs=outputs)
     return Subject(
         architecture=architecture.name,
         network=network,

@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import pytest
 
-from models.architectures import ARCHITECTURES, Architecture, FloatPrecision, drawable
+from models.architectures import ARCHITECTURES, Architecture, drawable
 from models.architectures.inception_v3 import inception_v3
 from models.architectures.options import Options
 from models.blocks import AveragePool, Conv, MaxPool, Split
+from models.card import FloatPrecision
 
 Shape = tuple[int, ...]
 Images = np.ndarray[Any, Any]
@@ -205,12 +206,12 @@ def test_an_outline_is_the_network_without_values(name: str) -> None:
 def test_an_architecture_maps_bytes_to_probabilities(name: str) -> None:
     entry = ARCHITECTURES[name]
     answer = answers(built(name), entry)
-    assert answer.keys() == {output.name for output in entry.outputs}
-    for output in entry.outputs:
-        values = answer[output.name]
+    assert answer.keys() == entry.outputs.keys()
+    for output, role in entry.outputs.items():
+        values = answer[output]
         assert values.dtype == np.float32
         assert ((values >= 0) & (values <= 1)).all()
-        if output.role == "probabilities":
+        if role == "probabilities":
             assert values.shape == (2, 3)
             np.testing.assert_allclose(values.sum(axis=1), 1, rtol=1e-5)
         else:

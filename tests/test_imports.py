@@ -135,6 +135,18 @@ def test_the_client_loads_nothing_that_serves() -> None:
     }
 
 
+def test_networks_can_be_made_where_there_is_little_more_than_keras() -> None:
+    """As on a machine with a GPU that is only lent to measure it."""
+    code = """
+import sys
+for package in ("cyclopts", "fastapi", "matplotlib", "PIL", "prometheus_client",
+                "pydantic", "pydantic_settings"):
+    sys.modules[package] = None  # importing it fails
+import models.architectures
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_embedded_engine_loads_no_tensorflow_and_reports_nothing(
     version_directory: Path,
 ) -> None:

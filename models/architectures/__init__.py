@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import keras
 
@@ -20,15 +20,21 @@ from models.architectures.lenet import lenet
 from models.architectures.options import Options
 from models.architectures.siamese import siamese
 from models.architectures.vgg import vgg11, vgg16
-from models.card import FloatPrecision, OutputTensor
+
+if TYPE_CHECKING:  # who only makes a network need not have what the card needs
+    from models.card import FloatPrecision, Role
 
 Style = Literal["Sequential", "Functional", "Functional, shared layers", "Subclassing"]
 
-CLASSIFIES: Final = (OutputTensor(name="probabilities", role="probabilities"),)
-COMPARES: Final = (
-    OutputTensor(name="same", role="other"),
-    OutputTensor(name="left_probabilities", role="probabilities"),
-    OutputTensor(name="right_probabilities", role="probabilities"),
+CLASSIFIES: "Final[Mapping[str, Role]]" = MappingProxyType(
+    {"probabilities": "probabilities"}
+)
+COMPARES: "Final[Mapping[str, Role]]" = MappingProxyType(
+    {
+        "same": "other",
+        "left_probabilities": "probabilities",
+        "right_probabilities": "probabilities",
+    }
 )
 
 
@@ -52,7 +58,7 @@ class Architecture:
             takes `images` and answers a float32 tensor `[N, classes]`; one with
             several takes a dictionary by name and answers one by name.
         inputs: The names of its inputs.
-        outputs: The names of its outputs and what they mean.
+        outputs: What its outputs mean, by their names.
     """
 
     name: str
@@ -63,10 +69,10 @@ class Architecture:
     learning_rate: float = 5e-3
     make: Callable[[Options], keras.Model]
     inputs: tuple[str, ...] = ("images",)
-    outputs: tuple[OutputTensor, ...] = CLASSIFIES
+    outputs: "Mapping[str, Role]" = field(default_factory=lambda: CLASSIFIES)
 
     def build(
-        self, options: Options, *, precision: FloatPrecision = "float32"
+        self, options: Options, *, precision: "FloatPrecision" = "float32"
     ) -> keras.Model:
         """Make the network, its weights and its arithmetic in this precision.
 
