@@ -7,13 +7,9 @@ folder, and prints its tables and a mark for each budget.
 import json
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -30,10 +26,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from loadtest.machine import machine
+
 mpl.use("Agg")
 
 PACKAGES: Final = ("blockserve", "openvino", "numpy", "uvicorn", "uvloop", "httptools")
-CPU_INFORMATION: Final = Path("/proc/cpuinfo")
 QUICK_SECONDS: Final = 2.0
 ROUNDS: Final = 3
 QUICK_ROUNDS: Final = 1
@@ -117,7 +114,7 @@ class Report:
     def write(self, output: Path) -> Path:
         """Write NAME.json with a description of the machine; numbers only."""
         output.mkdir(parents=True, exist_ok=True)
-        document = {"machine": machine(), **asdict(self)}
+        document = {"machine": machine(PACKAGES), **asdict(self)}
         path = output / f"{self.name}.json"
         text = json.dumps(_json(document), indent=2, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
@@ -133,19 +130,6 @@ class Report:
             for one in document.pop("budgets")
         ]
         return cls(**document, budgets=budgets)
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code: processor, versions, date."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "versions": _versions(),
-    }
 
 
 def finish(report: Report, figure: Any, tables: Sequence[Table], output: Path) -> None:
@@ -228,38 +212,6 @@ class Steps:
 def processor_share(cpu_seconds: float, wall_seconds: float) -> float:
     """Share of all cores."""
     return cpu_seconds / (wall_seconds * (os.cpu_count() or 1))
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in CPU_INFORMATION.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The checkout's, where this runs in one, with a mark if it has been changed."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(  # noqa: S603, fixed
-            command,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _json(value: Any) -> Any:
