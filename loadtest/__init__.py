@@ -11,6 +11,7 @@
     python -m loadtest.http_servers           which server carries HTTP
     python -m loadtest.engine_options         which slots and threads for the engine
     python -m loadtest.compare                other model servers, same model
+    python -m loadtest.gpu                    what a GPU does, by runtime and precision
 
 Subjects that are compared are measured in the same run and in turn, round by round, for
 a shared machine is faster at some times than at others: trust the ratios. The load
