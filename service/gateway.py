@@ -46,7 +46,7 @@ class Gateway:
         self, settings: Settings, colleagues: Colleagues | None = None
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics(settings)
+        self.metrics = Metrics(settings.duration_buckets_seconds)
         self._colleagues = colleagues
         source = source_of(settings)
         self.repository = Repository(
@@ -55,7 +55,11 @@ class Gateway:
             source,
             on_change=self._changed,
         )
-        live_metrics = LiveMetrics(self.repository, lambda: self.problem is None)
+        live_metrics = LiveMetrics(
+            self.repository,
+            is_ready=lambda: self.problem is None,
+            engine=settings.engine,
+        )
         for collector in (live_metrics, *source.collectors):
             self.metrics.registry.register(collector)
         self.recent = Recent(self.metrics, self.repository)

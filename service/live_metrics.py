@@ -4,7 +4,9 @@ Queues, slots and versions know how they are; a number kept beside them would co
 request something, and could be wrong.
 """
 
+import platform
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -23,16 +25,27 @@ class LiveMetrics(Collector):
     Args:
         repository: What serves.
         is_ready: Whether requests can be answered.
+        engine: What was chosen to run the models.
     """
 
-    def __init__(self, repository: Repository, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, repository: Repository, *, is_ready: Callable[[], bool], engine: str
+    ) -> None:
         self._repository = repository
         self._is_ready = is_ready
+        self._build = (metadata.version("blockserve"), engine, platform.python_version())
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
         ready = "Whether requests can be answered, as /readyz says: 1 or 0."
         yield GaugeMetricFamily("blockserve_ready", ready, float(self._is_ready()))
+        build_info = GaugeMetricFamily(
+            "blockserve_build_info",
+            "Always 1; the labels tell what runs.",
+            labels=("version", "engine", "python"),
+        )
+        build_info.add_metric(self._build, 1)
+        yield build_info
         versions = [
             (name, version)
             for name, model in self._repository.models.items()

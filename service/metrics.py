@@ -4,11 +4,9 @@ Label values come from loaded models and fixed sets, never from what a client se
 the number of time series is bounded.
 """
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Final, Literal, get_args
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
@@ -18,7 +16,6 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from service.series import Buckets, Counter, Family, Gauge, Histogram, S
-from service.settings import Settings
 from service.statistics import VersionStatistics
 
 ProtocolName = Literal[
@@ -66,21 +63,19 @@ class Metrics:
     What is not counted but looked up when Prometheus asks is in `service.live_metrics`.
 
     Args:
-        settings: Where the buckets are.
-        registry: Where they register; `None` makes one.
+        duration_buckets_seconds: Upper ends of the buckets of durations.
 
     Attributes:
+        registry: Where they register.
         duration_buckets: What durations are counted in.
     """
 
-    def __init__(
-        self, settings: Settings, registry: CollectorRegistry | None = None
-    ) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self, duration_buckets_seconds: Sequence[float]) -> None:
+        self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         model_version = ("model", "version")
-        self.duration_buckets = Buckets(settings.duration_buckets_seconds)
+        self.duration_buckets = Buckets(duration_buckets_seconds)
         durations = partial(Histogram, self.duration_buckets)
         self.requests_total = self._family(
             "blockserve_requests",
@@ -147,14 +142,6 @@ class Metrics:
             (),
             durations,
         ).labels()
-        self._family(
-            "blockserve_build_info",
-            "Always 1; the labels tell what runs.",
-            ("version", "engine", "python"),
-            Gauge,
-        ).labels(
-            version("blockserve"), settings.engine, platform.python_version()
-        ).inc()
 
     def version(self, model: str, number: int) -> VersionMetrics:
         """Time series of a version that is being loaded."""

@@ -293,6 +293,8 @@ class Repository:
                     config = ModelConfig.of_settings(self._settings, name)
                     model = Model(name, config, needs=self._source.needs)
                     self._models[name] = model
+                    # Or Prometheus would not see the first failure as a change.
+                    self._metrics.model_load_failures_total.labels(name)
                 await self._reconcile_model(model, found.get(name, {}))
                 if name not in found and not model.versions:
                     del self._models[name]

@@ -26,7 +26,7 @@ from service.errors import (
     Overloaded,
 )
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import DURATION_BUCKETS_SECONDS
 from service.tensors import Tensors
 
 FAR = 60.0
@@ -73,7 +73,7 @@ async def batching(
         options=BatchingOptions(**chosen),
         curve=curve,
         processor=processor or Processor(chosen["slots"]),
-        metrics=Metrics(Settings()).version("m", 1),
+        metrics=Metrics(DURATION_BUCKETS_SECONDS).version("m", 1),
     )
     yield batcher, engine
     engine.gate.set()
@@ -632,7 +632,7 @@ async def test_a_closed_batcher_refuses_and_fails_what_waits() -> None:
 async def test_a_crashed_dispatcher_fails_its_requests_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    metrics = Metrics(Settings())
+    metrics = Metrics(DURATION_BUCKETS_SECONDS)
     async with batching() as (batcher, engine):
         batcher._metrics = metrics.version("m", 1)
         head = await occupy(batcher, engine)

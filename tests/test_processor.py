@@ -9,7 +9,7 @@ import pytest
 
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import DURATION_BUCKETS_SECONDS
 from service.tensors import Tensors
 
 
@@ -49,7 +49,7 @@ class Shared:
             options=BatchingOptions(slots=1, max_queue_depth=500, max_batch_size=1),
             curve=curve,
             processor=self.processor,
-            metrics=Metrics(Settings()).version(name, 1),
+            metrics=Metrics(DURATION_BUCKETS_SECONDS).version(name, 1),
         )
         finished = self.processor.finished
         self.processor.finished = (  # type: ignore[method-assign]

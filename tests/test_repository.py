@@ -26,7 +26,9 @@ from tests.support import only, stub_version
 async def following(root: Path, **settings: Any) -> AsyncIterator[Repository]:
     options = {"engine": "stub", "repository": root, **settings}
     settings = Settings(**options)
-    repository = Repository(settings, Metrics(settings), DirectorySource(settings))
+    repository = Repository(
+        settings, Metrics(settings.duration_buckets_seconds), DirectorySource(settings)
+    )
     await repository.start()
     yield repository
     await repository.stop()
@@ -168,7 +170,7 @@ async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None
     stub_version(tmp_path, version=1)
     options = {"engine": "stub", "repository": tmp_path}
     settings = Settings(**options)
-    metrics = Metrics(settings)
+    metrics = Metrics(settings.duration_buckets_seconds)
     repository = Repository(settings, metrics, DirectorySource(settings))
     await repository.start()
     assert 'version="1"' in render(metrics.registry, "")[0].decode()

@@ -15,7 +15,7 @@ from loadtest.tfserving_batching import (
     rows_and_calls,
 )
 from service.metrics import Metrics, render
-from service.settings import Settings
+from service.settings import DURATION_BUCKETS_SECONDS, Settings
 
 
 def turns(*answers: int, rows_per_call: float = 1) -> Sequence[Turn]:
@@ -57,7 +57,7 @@ def test_a_subjects_rate_is_compared_with_that_of_the_defaults_in_the_same_round
 
 
 def test_rows_and_calls_are_those_that_the_gateway_exports() -> None:
-    metrics = Metrics(Settings())
+    metrics = Metrics(DURATION_BUCKETS_SECONDS)
     version = metrics.version("inception", 1)
     before = render(metrics.registry, "text/plain")[0].decode()
     for rows in (8, 3):

@@ -27,7 +27,7 @@ from service.errors import InvalidSettings
 from service.metrics import Metrics, render
 from service.observation import Edge
 from service.ports import reserved
-from service.settings import Settings
+from service.settings import DURATION_BUCKETS_SECONDS
 from service.workers.totals import Totals
 from tests.support import (
     ANNOUNCEMENT,
@@ -383,7 +383,7 @@ def test_a_series_that_no_worker_has_any_more_is_dropped() -> None:
 
 
 def test_one_worker_is_shown_as_a_process_alone_shows_itself() -> None:
-    metrics = Metrics(Settings())
+    metrics = Metrics(DURATION_BUCKETS_SECONDS)
     edge = Edge(
         "http",
         metrics=metrics,
