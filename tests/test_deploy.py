@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from time import monotonic
 from typing import Final
 from urllib.parse import urlsplit
@@ -96,7 +96,7 @@ def test_every_file_that_is_mounted_exists() -> None:
         for volume in service.get("volumes", ())
         if volume["type"] == "bind"
     ]
-    assert len(mounted) == 4
+    assert len(mounted) == 5
     for path in mounted:
         assert path.is_relative_to(ROOT)
         assert path.exists(), path
@@ -283,6 +283,11 @@ def test_prometheus_asks_the_services(repository: Path) -> None:
     }
     flags = flags_of(found["prometheus"]["command"])
     assert mounted[flags["config.file"]] == path
+    # The rules are beside it, there as here.
+    rules = only(yaml.safe_load(path.read_text(encoding="utf-8"))["rule_files"])
+    directory = (PurePosixPath(flags["config.file"]).parent / rules).parent
+    assert mounted[str(directory)] == (path.parent / rules).parent
+    assert list(path.parent.glob(rules))
     assert flags["storage.tsdb.path"] in mounted
 
 
