@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Hashes are checked, and nothing is installed that the lock does not name.
 PIP_LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help install serve test test-slow bench check format lock proto clean
+.PHONY: help install serve test test-slow bench check format lock proto dashboards clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -49,6 +49,9 @@ format: $(VENV)/.dev ## Format the code and mend what lint can mend
 
 proto: $(VENV)/.dev ## Generate proto/*_pb2.py from the .proto files
 	@$(BIN)/python -m proto.generate
+
+dashboards: $(VENV)/.dev ## Generate Grafana's dashboards from deploy/grafana/boards
+	@$(BIN)/python -m deploy.grafana.boards
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --quiet \
 	--generate-hashes --no-annotate --no-header --no-emit-index-url

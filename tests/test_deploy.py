@@ -306,6 +306,8 @@ def test_grafana_finds_prometheus_and_the_dashboards() -> None:
     assert mounted[provider["options"]["path"]].is_dir()
     settings = configparser.ConfigParser()
     settings.read(mounted["/etc/grafana/grafana.ini"], encoding="utf-8")
+    home = PurePosixPath(settings["dashboards"]["default_home_dashboard_path"])
+    assert (mounted[str(home.parent)] / home.name).is_file()
     assert settings["auth.anonymous"]["org_role"] == "Viewer"
     assert settings["security"]["disable_initial_admin_creation"] == "true"
 
