@@ -33,7 +33,11 @@ class LiveMetrics(Collector):
     ) -> None:
         self._repository = repository
         self._is_ready = is_ready
-        self._build = (metadata.version("blockserve"), engine, platform.python_version())
+        self._build = (
+            metadata.version("blockserve"),
+            engine,
+            platform.python_version(),
+        )
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
