@@ -1,0 +1,29 @@
+"""The gateway with nothing noted of requests, to tell what that costs.
+
+`python -m loadtest.unobserved serve …` takes what `blockserve serve` takes. Nothing is
+counted or timed, and nothing is written down.
+"""
+
+from service.cli import main
+from service.observation import Observation
+from service.series import Counter, Gauge, Histogram
+
+NOTES = (
+    (Counter, "inc"),
+    (Gauge, "dec"),
+    (Gauge, "inc"),
+    (Histogram, "observe"),
+    (Observation, "_end"),
+    (Observation, "has_been_predicted"),
+    (Observation, "has_been_read"),
+)
+
+
+def nothing(*_: object) -> None:
+    """Stand for a note that is not taken."""
+
+
+if __name__ == "__main__":
+    for kind, name in NOTES:
+        setattr(kind, name, nothing)
+    main()
