@@ -3,9 +3,11 @@
 Lines tell who asked what and how it went, never what was in an image.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from random import random
+from time import time
 from typing import Final
 
 from service.errors import (
@@ -16,6 +18,7 @@ from service.errors import (
     NotFound,
     Unavailable,
 )
+from service.logs import Line, Lines
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +33,11 @@ EVERYDAY: Final = (
     ClientDisconnected,
 )
 MICROSECOND_DIGITS: Final = 6
+GATHERING_SECONDS: Final = 0.05
 
 
 class AccessLog:
-    """Writes lines.
+    """Writes lines, some moments later and together.
 
     Args:
         share: Of the requests, from 0 to 1. Those that fail through a fault of the
@@ -42,6 +46,7 @@ class AccessLog:
 
     def __init__(self, share: float) -> None:
         self._share = share
+        self._lines: list[Line] = []
 
     def takes(self, error: BlockserveError | None) -> bool:
         """Whether to write a request that ended with an error, or with none."""
@@ -86,4 +91,12 @@ class AccessLog:
         for stage, taken in stages_seconds.items():
             line[f"{stage}_seconds"] = round(taken, MICROSECOND_DIGITS)
         line["request_id"] = request_id
-        logger.info(line)
+        if not self._lines:
+            asyncio.get_running_loop().call_later(GATHERING_SECONDS, self.flush)
+        self._lines.append(Line(time(), line))
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        lines, self._lines = Lines(self._lines), []
+        if lines:
+            logger.info(lines)

@@ -65,7 +65,7 @@ class Gateway:
         self.recent = Recent(self.metrics, self.repository)
         self.predictor = Predictor(settings, self.repository)
         self.classifier = Classifier(self.predictor, top_k=settings.top_k)
-        self._access_log = AccessLog(settings.access_log_share)
+        self.access_log = AccessLog(settings.access_log_share)
         self._observing: Sequence[asyncio.Task[NoReturn]] = ()
         self._draining = False
         self._lag = EventLoopLag()
@@ -95,7 +95,7 @@ class Gateway:
         return Edge(
             protocol,
             metrics=self.metrics,
-            access_log=self._access_log,
+            access_log=self.access_log,
             answered=answered,
             status_of=status_of,
         )
@@ -182,6 +182,7 @@ class Gateway:
         """Drain, then unload everything."""
         self.begin_drain()
         await self.repository.stop()
+        self.access_log.flush()
         for task in self._observing:
             task.cancel()
         self.predictor.close()

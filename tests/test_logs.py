@@ -56,7 +56,8 @@ def written(form: LogFormat, *, worker: int | None = None) -> Iterator[StringIO]
         root.setLevel(level)
 
 
-def requests_in(stream: StringIO) -> list[dict[str, Any]]:
+def requests_in(stream: StringIO, served: Served) -> list[dict[str, Any]]:
+    served.running.gateway.access_log.flush()
     lines = map(json.loads, stream.getvalue().splitlines())
     return [line for line in lines if line["message"] == "request"]
 
@@ -68,8 +69,8 @@ async def test_a_request_is_one_json_object_with_its_stages(served: Served) -> N
             content=image_of_class(1),
             headers={**PNG, "x-request-id": "mine-1"},
         )
+        line = only(requests_in(stream, served))
     assert answer.headers["x-request-id"] == "mine-1"
-    line = only(requests_in(stream))
     seconds = {key: line.pop(key) for key in [*line] if key.endswith("seconds")}
     assert re.fullmatch(r"2\d{3}-\d\d-\d\dT[\d:.]+(\+00:00|Z)", line.pop("time"))
     assert line == {
@@ -95,6 +96,7 @@ async def test_a_request_is_a_line_of_text_for_people(served: Served) -> None:
         await served.client.post(
             "/models/nope/classify", content=b"x", headers={"x-request-id": "a b"}
         )
+        served.running.gateway.access_log.flush()
     line = only(one for one in stream.getvalue().splitlines() if "access_log" in one)
     assert re.search(
         r"INFO +service\.access_log  request protocol=http model= version= status=404 "
@@ -118,7 +120,7 @@ async def test_a_call_over_grpc_is_written_with_its_status_and_name(
             assert dict(await call.trailing_metadata())["x-request-id"] == "mine-2"
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await classify(ClassifyRequest(images=[b"no image"]))
-    good, bad = requests_in(stream)
+        good, bad = requests_in(stream, served)
     assert (good["status"], good["request_id"]) == ("OK", "mine-2")
     assert (bad["status"], bad["error"]) == ("INVALID_ARGUMENT", "invalid_image")
     told = dict(caught.value.trailing_metadata() or ())
@@ -173,10 +175,11 @@ async def test_requests_that_are_refused_at_the_door_have_names_and_lines(
             refused = [await ask() for _ in range(3)]
             model.engine.gate.set()
             await asyncio.gather(*waiting)
+            found = requests_in(stream, served)
     assert {answer.status_code for answer in refused} == {503}
     names = {answer.headers["x-request-id"] for answer in refused}
     assert len(names) == 3
-    lines = [line for line in requests_in(stream) if line["status"] == 503]
+    lines = [line for line in found if line["status"] == 503]
     assert {line["request_id"] for line in lines} == names
     assert {line["error"] for line in lines} == {"overloaded"}
 
@@ -209,6 +212,32 @@ def test_a_record_with_arguments_and_a_traceback_is_one_object() -> None:
         2,
     )
     assert "ValueError: invalid literal" in line["exc_info"]
+
+
+async def test_lines_are_written_together_soon(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="service.access_log")
+    access_log = AccessLog(1)
+    for number in range(3):
+        access_log.write(
+            request_id=f"r{number}",
+            protocol="http",
+            model="m",
+            version="1",
+            status=200,
+            error=None,
+            seconds=0.5,
+            stages_seconds={"read": 0.25},
+        )
+    while not caplog.records:
+        await asyncio.sleep(0)
+    text = logs.formatter("json", worker=3).format(only(caplog.records))
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["request_id"] for line in lines] == ["r0", "r1", "r2"]
+    assert {line["worker"] for line in lines} == {3}
+    times = [line["time"] for line in lines]
+    assert times == sorted(times)
 
 
 def test_a_worker_is_named_in_text() -> None:
