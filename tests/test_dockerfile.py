@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_the_gateway_image_gets_no_tensorflow() -> None:
     assert locks == ["deploy/lock/gateway.txt deploy/lock/"]
     locked = (ROOT / "deploy/lock/gateway.txt").read_text(encoding="utf-8")
     assert not re.search(r"^(tensorflow|keras)", locked, re.MULTILINE)
+
+
+def test_the_gateway_image_can_trace() -> None:
+    """Whether it does is said where it runs, and that should need no other image."""
+    locked = (ROOT / "deploy/lock/gateway.txt").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for requirement in project["project"]["optional-dependencies"]["tracing"]:
+        name = requirement.partition(">")[0]
+        assert re.search(rf"^{name}==", locked, re.MULTILINE), name
 
 
 def test_everything_that_is_copied_exists_and_is_sent_to_the_engine() -> None:
