@@ -58,6 +58,7 @@ class AccessLog:
         self,
         *,
         request_id: str,
+        trace_id: str | None,
         protocol: str,
         model: str,
         version: str,
@@ -70,6 +71,7 @@ class AccessLog:
 
         Args:
             request_id: What the client calls it, or was told to.
+            trace_id: The trace that it is in, if it is in one.
             protocol: How it came.
             model: What answers, or nothing if that was not found out.
             version: As `model`.
@@ -91,6 +93,8 @@ class AccessLog:
         for stage, taken in stages_seconds.items():
             line[f"{stage}_seconds"] = round(taken, MICROSECOND_DIGITS)
         line["request_id"] = request_id
+        if trace_id is not None:
+            line["trace_id"] = trace_id
         if not self._lines:
             asyncio.get_running_loop().call_later(GATHERING_SECONDS, self.flush)
         self._lines.append(Line(time(), line))

@@ -18,6 +18,7 @@ from service.recent import Recent, Window
 from service.repository import Repository
 from service.settings import Settings
 from service.sources import source_of
+from service.tracing import load_tracer
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics(settings.duration_buckets_seconds)
         self._colleagues = colleagues
+        scheme = "https" if settings.tls_certificate else "http"
+        self._tracer = load_tracer(scheme=scheme) if settings.tracing else None
         source = source_of(settings)
         self.repository = Repository(
             settings,
@@ -98,6 +101,7 @@ class Gateway:
             access_log=self.access_log,
             answered=answered,
             status_of=status_of,
+            tracer=self._tracer,
         )
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
@@ -186,6 +190,8 @@ class Gateway:
         for task in self._observing:
             task.cancel()
         self.predictor.close()
+        if self._tracer is not None:
+            await self._tracer.close()
 
     def _changed(self) -> None:
         for listener in self._listeners:

@@ -2,23 +2,28 @@
 
 The edge that takes a request makes an `Observation` of it, and the core marks in it how
 far the request has come. At its end the numbers go to Prometheus, to the version's
-statistics, and to the access log.
+statistics, to the access log, and to its trace if it is recorded.
 """
 
 from asyncio import CancelledError
-from collections.abc import Callable
-from time import perf_counter
+from collections.abc import Callable, Iterator
+from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
 from service.access_log import AccessLog, Status
 from service.errors import INTERNAL, BlockserveError, ClientDisconnected
 from service.metrics import UNRESOLVED, Metrics, ProtocolName, VersionMetrics
+from service.request_ids import Identity
+from service.tracing import Operation, RequestSpan, Stage, Tracer
 
 
 class Place(Protocol):
     """A place in a queue, and what became of it; see `batching.request.Request`."""
 
+    rows: int
+    taken: int
+    queued_at: float
     queue_seconds: float
     inference_seconds: float
 
@@ -32,6 +37,7 @@ class Edge:
         access_log: Where they are written down.
         answered: The protocol's status of a good answer.
         status_of: Its status of an error.
+        tracer: Where they are recorded, if they are.
     """
 
     def __init__(
@@ -42,17 +48,32 @@ class Edge:
         access_log: AccessLog,
         answered: Status,
         status_of: Callable[[BlockserveError], Status],
+        tracer: Tracer | None = None,
     ) -> None:
         self.protocol = protocol
         self.metrics = metrics
         self.access_log = access_log
         self.answered = answered
         self.status_of = status_of
+        self.tracer = tracer
         self.in_flight = metrics.requests_in_flight[protocol]
 
-    def observe(self, request_id: str) -> "Observation":
-        """Observe a request that arrives at this moment."""
-        return Observation(self, request_id)
+    def observe(
+        self, identity: Identity, operation: Operation, *, path: str = ""
+    ) -> "Observation":
+        """Observe a request that arrives at this moment.
+
+        Args:
+            identity: What it is called.
+            operation: What it asks for.
+            path: As it was sent, where the protocol has such.
+        """
+        observation = Observation(self, identity)
+        if self.tracer is not None:
+            observation.span = self.tracer.request(
+                operation, path=path, context=identity.context
+            )
+        return observation
 
 
 class Observation:
@@ -62,41 +83,54 @@ class Observation:
 
     Args:
         edge: Where it came in.
-        request_id: What the client calls it, or what it is told to.
+        identity: What it is called.
 
     Attributes:
+        span: Its span, if it is recorded.
         version: Which loaded version answers, once that is known.
         place: Where it waits for the engine, once it does.
         decode_seconds: What it took to make tensors of what was sent.
     """
 
     __slots__ = (
+        "_decoded_at",
         "_edge",
+        "_identity",
         "_predicted_at",
         "_read_at",
         "_started_at",
         "decode_seconds",
         "place",
-        "request_id",
+        "span",
         "version",
     )
 
-    def __init__(self, edge: Edge, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self, edge: Edge, identity: Identity) -> None:
+        self.span: RequestSpan | None = None
         self.version: VersionMetrics | None = None
         self.place: Place | None = None
         self.decode_seconds = 0.0
         self._edge = edge
-        self._started_at = perf_counter()
-        self._read_at = self._predicted_at = 0.0
+        self._identity = identity
+        self._started_at = monotonic()
+        self._read_at = self._decoded_at = self._predicted_at = 0.0
 
     def has_been_read(self) -> None:
         """All that the client has sent is there."""
-        self._read_at = perf_counter()
+        self._read_at = monotonic()
+
+    def has_been_decoded(self, *, since: float) -> None:
+        """Tensors are there, or some of them, of what was sent.
+
+        Args:
+            since: The moment of `time.monotonic` at which that began.
+        """
+        self._decoded_at = monotonic()
+        self.decode_seconds += self._decoded_at - since
 
     def has_been_predicted(self) -> None:
         """The engine's outputs are there."""
-        self._predicted_at = perf_counter()
+        self._predicted_at = monotonic()
 
     def refused(self, error: BlockserveError) -> None:
         """Count a request that is refused without being entered."""
@@ -113,43 +147,47 @@ class Observation:
         traceback: TracebackType | None,
     ) -> None:
         self._edge.in_flight.dec()
-        self._end(None if error is None else _told(error), perf_counter())
+        self._end(None if error is None else _told(error), monotonic())
 
     def _end(self, error: BlockserveError | None, now: float) -> None:
         self._count(error, now)
         if self._edge.access_log.takes(error):
             self._write_down(error, now)
+        if self.span is not None:
+            self._end_span(self.span, error, now)
 
     def _count(self, error: BlockserveError | None, now: float) -> None:
         edge, version = self._edge, self.version
         seconds = now - self._started_at
         labels = (edge.protocol, *(UNRESOLVED if version is None else version.labels))
+        trace_id = self._recorded_trace_id
         metrics = edge.metrics
         if error is not None:
             metrics.errors_total.labels(*labels, error.kind).inc()
         metrics.requests_total.labels(*labels).inc()
-        metrics.request_duration_seconds.labels(*labels).observe(seconds)
+        metrics.request_duration_seconds.labels(*labels).observe(seconds, trace_id)
         if version is None:
             return
         statistics = version.statistics
         tally = statistics.success if error is None else statistics.failure
         tally.add(seconds)
         if self._read_at:
-            version.read_seconds.observe(self._read_at - self._started_at)
+            version.read_seconds.observe(self._read_at - self._started_at, trace_id)
         if self.decode_seconds:
-            version.decode_seconds.observe(self.decode_seconds)
+            version.decode_seconds.observe(self.decode_seconds, trace_id)
         if self._predicted_at:
-            version.encode_seconds.observe(now - self._predicted_at)
+            version.encode_seconds.observe(now - self._predicted_at, trace_id)
 
     def _write_down(self, error: BlockserveError | None, now: float) -> None:
         edge, version, place = self._edge, self.version, self.place
         model, number = UNRESOLVED if version is None else version.labels
         edge.access_log.write(
-            request_id=self.request_id,
+            request_id=self._identity.request_id,
+            trace_id=self._trace_id,
             protocol=edge.protocol,
             model=model,
             version=number,
-            status=edge.answered if error is None else edge.status_of(error),
+            status=self._status(error),
             error=None if error is None else error.kind,
             seconds=now - self._started_at,
             stages_seconds={
@@ -160,6 +198,57 @@ class Observation:
                 "encode": self._predicted_at and now - self._predicted_at,
             },
         )
+
+    def _end_span(
+        self, span: RequestSpan, error: BlockserveError | None, now: float
+    ) -> None:
+        attributes: dict[str, str | int] = {
+            "blockserve.protocol": self._edge.protocol,
+            "blockserve.request_id": self._identity.request_id,
+        }
+        if self.version is not None:
+            model, number = self.version.labels
+            attributes |= {"blockserve.model": model, "blockserve.version": number}
+        if self.place is not None:
+            attributes["blockserve.rows"] = self.place.rows
+        span.end(
+            self._stages(now),
+            attributes,
+            seconds=now - self._started_at,
+            status=self._status(error),
+            error=error,
+        )
+
+    def _stages(self, now: float) -> Iterator[Stage]:
+        """Those whose beginning and end nothing else tells."""
+        start, place = self._started_at, self.place
+        if self._decoded_at:
+            decoded = self._decoded_at - start
+            yield Stage("decode", decoded - self.decode_seconds, decoded)
+        if place is not None and place.queued_at:
+            queued = place.queued_at - start
+            waited = place.queue_seconds if place.taken else now - place.queued_at
+            yield Stage("queue", queued, queued + waited)
+
+    def _status(self, error: BlockserveError | None) -> Status:
+        edge = self._edge
+        return edge.answered if error is None else edge.status_of(error)
+
+    @property
+    def _trace_id(self) -> str | None:
+        """The trace that the request is in: ours, or else the client's."""
+        context = self._identity.context
+        if self.span is not None:
+            return self.span.trace_id
+        return None if context is None else context.trace_id
+
+    @property
+    def _recorded_trace_id(self) -> str | None:
+        """The same, if there should be something to find."""
+        context = self._identity.context
+        if self.span is not None:
+            return self.span.trace_id
+        return context.trace_id if context is not None and context.is_sampled else None
 
 
 def _told(error: BaseException) -> BlockserveError:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic
 from typing import Final, Protocol, TypeVar
 
 from models.card import DEFAULT_SIGNATURE, ModelCard
@@ -116,14 +116,18 @@ class Predictor:
         async def run(served: ServedVersion) -> Prediction:
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
             batcher.check(rows=1, deadline=deadline, priority=priority)
-            started = perf_counter()
+            started = monotonic()
             tensors = await read(signature)
-            observation.decode_seconds += perf_counter() - started
+            observation.has_been_decoded(since=started)
             images = served.encoded_images(signature, tensors)
             if images is None:
                 rows = signature.validate(tensors)
                 place = batcher.submit(
-                    tensors, rows=rows, deadline=deadline, priority=priority
+                    tensors,
+                    rows=rows,
+                    deadline=deadline,
+                    priority=priority,
+                    span=observation.span,
                 )
                 observation.place = place
                 outputs = await caller.unless_gone(place.answer)
@@ -218,14 +222,17 @@ class Predictor:
         observation: Observation,
     ) -> dict[str, Array]:
         image_input, _, batcher = served.for_images
-        started = perf_counter()
+        started = monotonic()
         with batcher.admit(
-            rows=len(images), deadline=deadline, priority=priority
+            rows=len(images),
+            deadline=deadline,
+            priority=priority,
+            span=observation.span,
         ) as place:
             observation.place = place
             rows = self._decoder.at_once(images, image_input)
             if rows is None:
                 decoded = self._decoder.in_threads(images, image_input, deadline)
                 rows = await caller.unless_gone(asyncio.ensure_future(decoded))
-            observation.decode_seconds += perf_counter() - started
+            observation.has_been_decoded(since=started)
             return await caller.unless_gone(place.submit({image_input.tensor: rows}))

@@ -140,6 +140,8 @@ class Settings(BaseSettings):
     """How log records look: text for people, json with one object a line."""
     access_log_share: float = Field(default=0, ge=0, le=1)
     """Share of requests that are logged, 0 to 1; faults of the server always are."""
+    tracing: bool = False
+    """Whether spans of requests are exported over OTLP; OTEL_* variables say where."""
     duration_buckets_seconds: tuple[float, ...] = Field(
         default=DURATION_BUCKETS_SECONDS, min_length=1
     )

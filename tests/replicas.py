@@ -74,6 +74,7 @@ class Asked:
 
     request: PredictRequest
     seconds_left: float
+    metadata: Mapping[str, Any]
     cancelled: bool = False
     answered: bool = False
 
@@ -155,7 +156,11 @@ class FakeReplica:
         return [from_tensor_proto(one.request.inputs["images"]) for one in self.asked]
 
     async def predict(self, request: bytes, context: Any) -> bytes:
-        asked = Asked(PredictRequest.FromString(request), context.time_remaining())
+        asked = Asked(
+            PredictRequest.FromString(request),
+            context.time_remaining(),
+            dict(context.invocation_metadata()),
+        )
         self.asked.append(asked)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)

@@ -29,6 +29,7 @@ LAYERS: Final = (
     ("service.batching", "service.decoding", "service.imaging"),
     ("service.engines",),
     ("service.observation",),
+    ("service.tracing",),
     ("service.event_loop", "service.metrics"),
     ("service.access_log",),
     ("service.series", "service.statistics"),
@@ -36,6 +37,7 @@ LAYERS: Final = (
     ("service.logs",),
     ("service.data_types", "service.tensors", "service.settings"),
     ("service.ports", "service.request_ids", "service.token"),
+    ("service.trace_context",),
     ("service.errors",),
 )
 SHARED_WITH_MODELS: Final = "models.card"

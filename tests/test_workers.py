@@ -27,7 +27,9 @@ from service.errors import InvalidSettings
 from service.metrics import Metrics, render
 from service.observation import Edge
 from service.ports import reserved
+from service.request_ids import Identity
 from service.settings import DURATION_BUCKETS_SECONDS
+from service.tracing import Operation
 from service.workers.totals import Totals
 from tests.support import (
     ANNOUNCEMENT,
@@ -391,7 +393,8 @@ def test_one_worker_is_shown_as_a_process_alone_shows_itself() -> None:
         answered=200,
         status_of=lambda _: 500,
     )
-    with edge.observe("request") as observation:
+    operation = Operation.of_http("POST", "/classify")
+    with edge.observe(Identity("request"), operation) as observation:
         observation.version = metrics.version("stub", 1)
     totals = Totals()
     totals.update(1, metrics.registry.collect())

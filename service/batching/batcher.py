@@ -47,6 +47,7 @@ from service.errors import (
 )
 from service.metrics import VersionMetrics
 from service.tensors import Array, Tensors
+from service.tracing import BatchSpan, RequestSpan
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class _Batch:
     padded_rows: int
     started_at: float
     expected_seconds: float
+    span: BatchSpan | None = None
     assembled_at: float = math.inf
 
 
@@ -277,6 +279,7 @@ class Batcher:
         rows: int,
         deadline: float,
         priority: Priority = Priority.INTERACTIVE,
+        span: RequestSpan | None = None,
     ) -> Request:
         """Give a request a place in the queue; `submit` it there once it is decoded.
 
@@ -284,6 +287,7 @@ class Batcher:
             rows: The number of rows that it will bring.
             deadline: Moment of `time.monotonic`, in seconds.
             priority: Whose turn it is.
+            span: Its span, if it is recorded.
 
         Raises:
             Overloaded: The queue is full, or too long for the deadline.
@@ -302,6 +306,7 @@ class Batcher:
             priority=priority,
             expected_at=expected_at,
             answer=self._loop.create_future(),
+            span=span,
         )
 
     def announce(self, *, deadline: float, priority: Priority) -> None:
@@ -355,9 +360,10 @@ class Batcher:
         rows: int,
         deadline: float,
         priority: Priority = Priority.INTERACTIVE,
+        span: RequestSpan | None = None,
     ) -> Request:
         """Admit and queue rows at once; see `admit` and `Request.submit`."""
-        request = self.admit(rows=rows, deadline=deadline, priority=priority)
+        request = self.admit(rows=rows, deadline=deadline, priority=priority, span=span)
         try:
             answer = request.submit(tensors)
         except BlockserveError:
@@ -443,6 +449,7 @@ class Batcher:
                 padded_rows=padded_rows,
                 started_at=monotonic(),
                 expected_seconds=self._curve.seconds(padded_rows),
+                span=self._span_of(slices, rows=rows, padded_rows=padded_rows),
             )
         except Exception as error:
             self._crash(error)
@@ -452,6 +459,25 @@ class Batcher:
         self._running[batch] = task
         task.add_done_callback(partial(self._finished, batch))
         return batch.expected_seconds
+
+    def _span_of(
+        self, slices: Sequence[Slice], *, rows: int, padded_rows: int
+    ) -> BatchSpan | None:
+        """The span of a batch, if a request in it is recorded."""
+        spans = [span for part in slices if (span := part.request.span) is not None]
+        if not spans:
+            return None
+        model, version = self._metrics.labels
+        return spans[0].batch(
+            spans,
+            {
+                "blockserve.model": model,
+                "blockserve.version": version,
+                "blockserve.batch.requests": len(slices),
+                "blockserve.batch.rows": rows,
+                "blockserve.batch.padded_rows": padded_rows,
+            },
+        )
 
     def _limit_or_trial(self) -> int:
         """Most rows in the batch that starts now."""
@@ -571,7 +597,8 @@ class Batcher:
         assert request.tensors is not None  # noqa: S101, it waits
         if request.taken == 0:
             request.queue_seconds = now - request.queued_at
-            self._metrics.queue_seconds.observe(request.queue_seconds)
+            trace_id = None if request.span is None else request.span.trace_id
+            self._metrics.queue_seconds.observe(request.queue_seconds, trace_id)
         start, stop = request.taken, request.taken + rows
         part = Slice(
             request=request,
@@ -631,7 +658,11 @@ class Batcher:
             tensors = {name: _pad(array, padding) for name, array in tensors.items()}
         deadline = max(part.request.deadline for part in batch.slices)
         batch.assembled_at = monotonic()
-        outputs = await self._infer(tensors, deadline)
+        if batch.span is None:
+            outputs = await self._infer(tensors, deadline)
+        else:
+            with batch.span.engine():
+                outputs = await self._infer(tensors, deadline)
         if self._options.batched:
             _check_rows(outputs, batch.padded_rows)
         return outputs
@@ -644,6 +675,8 @@ class Batcher:
         self._busy_seconds += seconds
         try:
             error = _error_of(task)
+            if batch.span is not None:
+                batch.span.end(error)
             if error is not None:
                 self._fail(batch, error)
             else:
@@ -661,8 +694,9 @@ class Batcher:
     def _observe(self, batch: _Batch, ended_at: float) -> None:
         inference_seconds = ended_at - batch.assembled_at
         metrics = self._metrics
+        trace_id = None if batch.span is None else batch.span.trace_id
         metrics.assembly_seconds.observe(batch.assembled_at - batch.started_at)
-        metrics.inference_seconds.observe(inference_seconds)
+        metrics.inference_seconds.observe(inference_seconds, trace_id)
         metrics.batch_size_rows.observe(batch.rows)
         if batch.padded_rows > batch.rows:
             metrics.padding_rows.inc(batch.padded_rows - batch.rows)

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.errors import BlockserveError, DeadlineExceeded
 from service.tensors import Array, Tensors
+from service.tracing import RequestSpan
 
 Answer = asyncio.Future[dict[str, Array]]
 
@@ -43,6 +44,7 @@ class Request:
         deadline: Moment of `time.monotonic`, in seconds.
         priority: Whose turn it is.
         expected_at: When its answer was expected as it was admitted.
+        span: Its span, if it is recorded.
         tensors: The rows, once they are there.
         queued_at: Since when they are.
         queue_seconds: How long they, or the first of them, have waited for a slot.
@@ -59,6 +61,7 @@ class Request:
     priority: Priority
     expected_at: float
     answer: Answer
+    span: RequestSpan | None = None
     tensors: Tensors | None = None
     queued_at: float = 0.0
     queue_seconds: float = 0.0

@@ -22,7 +22,9 @@ from service.errors import (
 from service.gateway import Gateway
 from service.metrics import ProtocolName
 from service.observation import Edge, Observation
-from service.request_ids import new_request_id, usable
+from service.request_ids import Identity
+from service.trace_context import TRACEPARENT, TRACESTATE
+from service.tracing import Operation
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 PRIORITY: Final = "x-request-priority"
 REQUEST_ID: Final = "x-request-id"
+IDENTITY: Final = {
+    REQUEST_ID: "request_id",
+    TRACEPARENT: "traceparent",
+    TRACESTATE: "tracestate",
+}
 PRIORITIES: Final = {priority.name.lower(): priority for priority in Priority}
 # Clients whose retry policy allows it wait so long before they try again.
 PUSHBACK: Final = "grpc-retry-pushback-ms"
@@ -101,17 +108,19 @@ def edge_of(
     )
 
 
-def request_id_of(context: Context) -> str:
-    """What the client calls a call, or what to call it where it does not say."""
+def identity_of(context: Context) -> Identity:
+    """What a call is called."""
+    said: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID:
-            return usable(str(value)) or new_request_id()
-    return new_request_id()
+        if key in IDENTITY:
+            said.setdefault(IDENTITY[key], str(value))
+    return Identity.said(**said)
 
 
 async def observed(
     gateway: Gateway,
     edge: Edge,
+    operation: Operation,
     context: Context,
     work: Callable[[Observation], Awaitable[T]],
 ) -> T:
@@ -120,15 +129,16 @@ async def observed(
     Args:
         gateway: What serves.
         edge: Where it came in.
+        operation: What it asks for.
         context: The call's, which is told the request's name.
         work: Answers it.
 
     Raises:
         BlockserveError: It was refused, or failed.
     """
-    request_id = request_id_of(context)
-    context.set_trailing_metadata(((REQUEST_ID, request_id),))
-    with edge.observe(request_id) as observation:
+    identity = identity_of(context)
+    context.set_trailing_metadata(((REQUEST_ID, identity.request_id),))
+    with edge.observe(identity, operation) as observation:
         gateway.admit()
         return await work(observation)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Final
 
 from proto.blockserve.v1 import image_classifier_pb2_grpc
 from proto.blockserve.v1.image_classifier_pb2 import (
@@ -19,6 +20,12 @@ from service.grpc.calls import CALLER, Context
 from service.grpc.streams import answer_each
 from service.observation import Observation
 from service.repository import Target
+from service.tracing import Operation
+
+CLASSIFY: Final = Operation.of_grpc("blockserve.v1.ImageClassifier/Classify")
+CLASSIFY_STREAM: Final = Operation.of_grpc(
+    "blockserve.v1.ImageClassifier/ClassifyStream"
+)
 
 
 class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer):
@@ -32,7 +39,9 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
         self, request: ClassifyRequest, context: Context
     ) -> ClassifyResponse:
         """Classify images, all in one batch."""
-        return await calls.answer(context, lambda: self._classify(request, context))
+        return await calls.answer(
+            context, lambda: self._classify(CLASSIFY, request, context)
+        )
 
     async def ClassifyStream(  # noqa: N802, the service's name
         self, requests: AsyncIterator[ClassifyStreamRequest], context: Context
@@ -42,7 +51,7 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
         async def answer(asked: ClassifyStreamRequest) -> ClassifyStreamResponse:
             seconds = asked.timeout_seconds
             found = await calls.outcome(
-                lambda: self._classify(asked.request, context, seconds)
+                lambda: self._classify(CLASSIFY_STREAM, asked.request, context, seconds)
             )
             if isinstance(found, BlockserveError):
                 return ClassifyStreamResponse(id=asked.id, error=_error(found))
@@ -52,10 +61,14 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
             yield one
 
     async def _classify(
-        self, request: ClassifyRequest, context: Context, timeout_seconds: float = 0
+        self,
+        operation: Operation,
+        request: ClassifyRequest,
+        context: Context,
+        timeout_seconds: float = 0,
     ) -> ClassifyResponse:
         work = partial(self._run, request, context, timeout_seconds)
-        return await calls.observed(self._gateway, self._edge, context, work)
+        return await calls.observed(self._gateway, self._edge, operation, context, work)
 
     async def _run(
         self,

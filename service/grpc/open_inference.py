@@ -66,9 +66,14 @@ from service.open_inference.inference import (
     infer,
 )
 from service.tensors import Array
+from service.tracing import Operation
 
 T = TypeVar("T")
 
+MODEL_INFER: Final = Operation.of_grpc("inference.GRPCInferenceService/ModelInfer")
+MODEL_STREAM_INFER: Final = Operation.of_grpc(
+    "inference.GRPCInferenceService/ModelStreamInfer"
+)
 WANTS_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
 # Where elements travel that are not raw. The 16 bits of the other types have no field.
@@ -182,7 +187,9 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
         self, request: ModelInferRequest, context: Context
     ) -> ModelInferResponse:
         """Run a model."""
-        return await calls.answer(context, lambda: self._infer(request, context))
+        return await calls.answer(
+            context, lambda: self._infer(MODEL_INFER, request, context)
+        )
 
     async def ModelStreamInfer(  # noqa: N802, the service's name
         self, requests: AsyncIterator[ModelInferRequest], context: Context
@@ -190,7 +197,9 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
         """Run a model for each request of a stream; see `answer_each`."""
 
         async def answer(request: ModelInferRequest) -> ModelStreamInferResponse:
-            response = await calls.outcome(lambda: self._infer(request, context))
+            response = await calls.outcome(
+                lambda: self._infer(MODEL_STREAM_INFER, request, context)
+            )
             if isinstance(response, BlockserveError):
                 return ModelStreamInferResponse(
                     error_message=response.message,
@@ -204,10 +213,10 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
             yield one
 
     async def _infer(
-        self, request: ModelInferRequest, context: Context
+        self, operation: Operation, request: ModelInferRequest, context: Context
     ) -> ModelInferResponse:
         work = partial(self._run, request, context)
-        return await calls.observed(self._gateway, self._edge, context, work)
+        return await calls.observed(self._gateway, self._edge, operation, context, work)
 
     async def _run(
         self, request: ModelInferRequest, context: Context, observation: Observation

@@ -48,6 +48,7 @@ from service.served_version import ServedVersion
 from service.tensors import Array, Signature
 from service.tf_serving import examples, reloading, states
 from service.tf_serving.errors import is_not_found, words
+from service.tracing import Operation
 
 T = TypeVar("T")
 
@@ -57,6 +58,17 @@ SIGNATURE_DEF: Final = "signature_def"
 SIGNATURE_NOT_FOUND: Final = "signature_not_found"
 LABEL_NOT_FOUND: Final = "label_not_found"
 MAP_TYPE: Final = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+OPERATIONS: Final = {
+    method.rpartition("/")[2]: Operation.of_grpc(f"tensorflow.serving.{method}")
+    for method in (
+        "PredictionService/Predict",
+        "PredictionService/GetModelMetadata",
+        "PredictionService/Classify",
+        "PredictionService/Regress",
+        "PredictionService/MultiInference",
+        "ModelService/GetModelStatus",
+    )
+}
 
 
 class _Servicer:
@@ -68,6 +80,7 @@ class _Servicer:
 
     async def _answer(
         self,
+        method: str,
         context: Context,
         spec: ModelSpec,
         work: Callable[[Observation], Awaitable[T]],
@@ -79,7 +92,10 @@ class _Servicer:
                 details = words(error, _target(spec))
             return _status_of(error), details
 
-        observed = partial(calls.observed, self._gateway, self._edge, context, work)
+        operation = OPERATIONS[method]
+        observed = partial(
+            calls.observed, self._gateway, self._edge, operation, context, work
+        )
         return await calls.answer(context, observed, told=told)
 
 
@@ -93,28 +109,28 @@ class PredictionServicer(
     ) -> PredictResponse:
         """Run a signature."""
         work = partial(self._predict, request, context)
-        return await self._answer(context, request.model_spec, work)
+        return await self._answer("Predict", context, request.model_spec, work)
 
     async def GetModelMetadata(  # noqa: N802, the service's name
         self, request: GetModelMetadataRequest, context: Context
     ) -> GetModelMetadataResponse:
         """Tell a version's signatures."""
         work = partial(self._metadata, request)
-        return await self._answer(context, request.model_spec, work)
+        return await self._answer("GetModelMetadata", context, request.model_spec, work)
 
     async def Classify(  # noqa: N802, the service's name
         self, request: ClassificationRequest, context: Context
     ) -> Any:
         """Say why examples cannot be classified."""
         work = partial(self._refuse_examples, request, "classification")
-        return await self._answer(context, request.model_spec, work)
+        return await self._answer("Classify", context, request.model_spec, work)
 
     async def Regress(  # noqa: N802, the service's name
         self, request: RegressionRequest, context: Context
     ) -> Any:
         """Say why there is no regression of examples."""
         work = partial(self._refuse_examples, request, "regression")
-        return await self._answer(context, request.model_spec, work)
+        return await self._answer("Regress", context, request.model_spec, work)
 
     async def MultiInference(  # noqa: N802, the service's name
         self, request: MultiInferenceRequest, context: Context
@@ -122,7 +138,7 @@ class PredictionServicer(
         """Say why examples cannot be classified."""
         spec = request.tasks[0].model_spec if request.tasks else ModelSpec()
         work = partial(self._refuse_tasks, spec)
-        return await self._answer(context, spec, work)
+        return await self._answer("MultiInference", context, spec, work)
 
     async def _predict(
         self, request: PredictRequest, context: Context, observation: Observation
@@ -203,7 +219,7 @@ class ModelServicer(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
     ) -> GetModelStatusResponse:
         """Tell the states of a model's versions."""
         work = partial(self._status, request)
-        return await self._answer(context, request.model_spec, work)
+        return await self._answer("GetModelStatus", context, request.model_spec, work)
 
     async def HandleReloadConfigRequest(  # noqa: N802, the service's name
         self, request: ReloadConfigRequest, context: Context

@@ -36,12 +36,14 @@ from service.http.errors import (
     status_of,
 )
 from service.http.identity import HEADER as REQUEST_ID
-from service.http.identity import request_id_in, request_id_of
+from service.http.identity import identity_in, identity_of
 from service.http.protocol import Refusal
 from service.http.sending import CONTENT_TYPE, send_json
 from service.metrics import VersionMetrics
 from service.observation import Observation
 from service.repository import Target
+from service.request_ids import Identity
+from service.tracing import Operation
 
 PATHS: Final = (
     "/classify",
@@ -49,6 +51,7 @@ PATHS: Final = (
     "/models/{name}/versions/{version}/classify",
     "/models/{name}/labels/{label}/classify",
 )
+OPERATIONS: Final = [Operation.of_http("POST", path) for path in PATHS]
 INT64_DIGITS: Final = 18
 SHOWN_CHARACTERS: Final = 40
 OK: Final = 200
@@ -98,7 +101,7 @@ class ClassifyEndpoint:
         """
         # What is refused now is refused until something ends, in another turn.
         key = (path, headers.get(terms.TIMEOUT), headers.get(terms.PRIORITY))
-        request_id = request_id_in(headers.items())
+        identity = identity_in(headers.items())
         refused = self._refused.get(key)
         if refused is None:
             refused = self._try_to_refuse(path, headers)
@@ -107,10 +110,13 @@ class ClassifyEndpoint:
             if not self._refused:
                 asyncio.get_running_loop().call_soon(self._refused.clear)
             self._refused[key] = refused
-        observation = self._edge.observe(request_id)
+        observation = self._edge.observe(
+            identity, refused.operation, path=path.decode("latin-1")
+        )
         observation.version = refused.version
         observation.refused(refused.error)
-        named = (*refused.answer.headers, (REQUEST_ID, request_id.encode("latin-1")))
+        name = identity.request_id.encode("latin-1")
+        named = (*refused.answer.headers, (REQUEST_ID, name))
         return replace(refused.answer, headers=named)
 
     def _try_to_refuse(
@@ -119,7 +125,7 @@ class ClassifyEndpoint:
         parameters = path_parameters(path.decode("latin-1"))
         if parameters is None:
             return None
-        observation = self._edge.observe("")
+        observation = Observation(self._edge, Identity(""))  # it is told to nobody
         try:
             target, deadline, priority = self._terms(parameters, headers)
             self._gateway.predictor.announce_image(
@@ -128,7 +134,8 @@ class ClassifyEndpoint:
         except Overloaded as error:
             status, answered, body = self._answer_to(error)
             refusal = Refusal(status, [CONTENT_TYPE, *answered], body)
-            return _Refused(observation.version, error, refusal)
+            operation = _operation(parameters)
+            return _Refused(operation, observation.version, error, refusal)
         except BlockserveError:
             return None  # the way through the application tells and counts it
         return None
@@ -138,7 +145,9 @@ class ClassifyEndpoint:
         status = OK
         headers: list[tuple[bytes, bytes]] = []
         try:
-            with self._edge.observe(request_id_of(scope)) as observation:
+            with self._edge.observe(
+                identity_of(scope), _operation(scope["path_params"]), path=scope["path"]
+            ) as observation:
                 answer = await self._classify(scope, receive, observation)
                 body = orjson.dumps(_as_json(answer))
         except ClientDisconnected:
@@ -203,9 +212,19 @@ class ClassifyEndpoint:
 class _Refused(NamedTuple):
     """A refusal that others with the same terms get, too."""
 
+    operation: Operation
     version: VersionMetrics | None
     error: BlockserveError
     answer: Refusal
+
+
+def _operation(path: Mapping[str, str]) -> Operation:
+    """Which of `PATHS` it is that has these parameters."""
+    if "version" in path:
+        return OPERATIONS[2]
+    if "label" in path:
+        return OPERATIONS[3]
+    return OPERATIONS[1] if "name" in path else OPERATIONS[0]
 
 
 def _as_json(answer: Classification) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a request is called: the client's `X-Request-Id`, or a name made here.
 
-Every answer carries it, and so do the log and traces.
+Every answer carries it, and so do the log and traces. `traceparent` says which trace
+it belongs to.
 """
 
 from collections.abc import Iterable
@@ -8,24 +9,39 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.request_ids import new_request_id, usable
+from service.request_ids import Identity
+from service.trace_context import TRACEPARENT, TRACESTATE
 
 HEADER: Final = b"x-request-id"
-IN_SCOPE: Final = "blockserve.request_id"
+IN_SCOPE: Final = "blockserve.identity"
+_PARENT: Final = TRACEPARENT.encode()
+_STATE: Final = TRACESTATE.encode()
+_HEADERS: Final = frozenset({HEADER, _PARENT, _STATE})
 
 
-def request_id_in(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """What the client calls a request, or what to call it where it does not say."""
+def identity_in(headers: Iterable[tuple[bytes, bytes]]) -> Identity:
+    """What a request is called whose headers are these."""
+    found: dict[bytes, bytes] | None = None
     for name, value in headers:
-        if name == HEADER:
-            return usable(value.decode("latin-1")) or new_request_id()
-    return new_request_id()
+        if name in _HEADERS:
+            found = found or {}
+            if name == _STATE and name in found:  # several are one, in their order
+                found[name] += b"," + value
+            else:
+                found.setdefault(name, value)
+    if found is None:
+        return Identity.said()
+    return Identity.said(
+        request_id=found.get(HEADER, b"").decode("latin-1"),
+        traceparent=found.get(_PARENT, b"").decode("latin-1"),
+        tracestate=found.get(_STATE, b"").decode("latin-1"),
+    )
 
 
-def request_id_of(scope: Scope) -> str:
+def identity_of(scope: Scope) -> Identity:
     """What a request is called."""
-    request_id: str = scope[IN_SCOPE]
-    return request_id
+    identity: Identity = scope[IN_SCOPE]
+    return identity
 
 
 class Identified:
@@ -39,11 +55,11 @@ class Identified:
         if scope["type"] != "http" or IN_SCOPE in scope:
             await self._app(scope, receive, send)
             return
-        request_id = scope[IN_SCOPE] = request_id_in(scope["headers"])
+        identity = scope[IN_SCOPE] = identity_in(scope["headers"])
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                header = (HEADER, request_id.encode("latin-1"))
+                header = (HEADER, identity.request_id.encode("latin-1"))
                 message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 

@@ -21,10 +21,12 @@ from proto.tensorflow.serving.get_model_status_pb2 import (
     ModelVersionStatus,
 )
 from proto.tensorflow.serving.model_pb2 import ModelSpec
+from service.tracing import ENGINE_SPAN, CallSpan, Operation
 
 M = TypeVar("M", bound=Message)
 
 PREDICT: Final = "/tensorflow.serving.PredictionService/Predict"
+PREDICT_OPERATION: Final = Operation.of_grpc(PREDICT.removeprefix("/"))
 METADATA: Final = "/tensorflow.serving.PredictionService/GetModelMetadata"
 STATUS: Final = "/tensorflow.serving.ModelService/GetModelStatus"
 OPTIONS: Final = (
@@ -92,11 +94,14 @@ class Attempt:
         overdue_at: From when on its silence means that something is wrong.
     """
 
-    def __init__(self, replica: "Replica", call: Any) -> None:
+    def __init__(
+        self, replica: "Replica", call: Any, span: CallSpan | None = None
+    ) -> None:
         self.replica = replica
         self.began_at = monotonic()
         self.overdue_at = math.inf
         self._call = call
+        self._span = span
 
     @property
     def is_done(self) -> bool:
@@ -117,16 +122,22 @@ class Attempt:
         except grpc.aio.AioRpcError as error:
             raise self._failure(error.code(), error.details()) from error
         self.replica.calls_by_outcome[OK] += 1
+        if self._span is not None:
+            self._span.end(grpc.StatusCode.OK.name, is_error=False)
         self.replica.has_answered()
         return answer
 
     def cancel(self) -> None:
         """Tell the replica that nobody waits any more."""
         self.replica.calls_by_outcome[CANCELLED] += 1
+        if self._span is not None:
+            self._span.end(grpc.StatusCode.CANCELLED.name, is_error=False)
         self._call.cancel()
 
     def _failure(self, code: grpc.StatusCode, details: str | None) -> ReplicaFailed:
         self.replica.calls_by_outcome[code.name.lower()] += 1
+        if self._span is not None:
+            self._span.end(code.name, is_error=True)
         return self.replica.failure(code, details)
 
 
@@ -226,7 +237,10 @@ class Replica:
             timeout_seconds: How long anybody waits for the answer.
             on_end: Called when it is done, or cancelled.
         """
-        call = self._predict(request, timeout=timeout_seconds)
+        engine = ENGINE_SPAN.get()
+        span = None if engine is None else engine.call(PREDICT_OPERATION, self.target)
+        metadata = None if span is None else span.headers
+        call = self._predict(request, timeout=timeout_seconds, metadata=metadata)
         self.outstanding += 1
 
         def ended(_: Any) -> None:
@@ -234,7 +248,7 @@ class Replica:
             on_end()
 
         call.add_done_callback(ended)
-        return Attempt(self, call)
+        return Attempt(self, call, span)
 
     def failure(self, code: grpc.StatusCode, details: str | None) -> ReplicaFailed:
         """What a call's end with a status other than OK means."""

@@ -14,7 +14,7 @@ from service.http.arrivals import Arrival
 from service.http.bodies import read_in_time
 from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
-from service.http.identity import request_id_of
+from service.http.identity import identity_of
 from service.http.open_inference import answers, requests
 from service.http.open_inference.answers import Body
 from service.http.open_inference.requests import ControlDocument, IndexDocument
@@ -24,9 +24,14 @@ from service.observation import Observation
 from service.open_inference import documents
 from service.open_inference.inference import MANY_BYTES, infer
 from service.repository import Target
+from service.tracing import Operation
 
 OK: Final = 200
 INTERNAL_ERROR: Final = 500
+INFER: Final = Operation.of_http("POST", "/v2/models/{name}/infer")
+INFER_VERSION: Final = Operation.of_http(
+    "POST", "/v2/models/{name}/versions/{version}/infer"
+)
 BINARY: Final = b"application/octet-stream"
 
 
@@ -65,7 +70,10 @@ class OpenInferenceEndpoint:
         target = documents.target(asked.name, asked.version)
         match asked.action:
             case "infer":
-                with self._edge.observe(request_id_of(scope)) as observation:
+                operation = INFER_VERSION if asked.version else INFER
+                with self._edge.observe(
+                    identity_of(scope), operation, path=scope["path"]
+                ) as observation:
                     return await self._infer(target, scope, receive, observation)
             case "index" | "load" | "unload":
                 return _json(await self._control(asked, scope, receive))

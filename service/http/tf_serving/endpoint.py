@@ -21,7 +21,7 @@ from service.gateway import Gateway
 from service.http.arrivals import Arrival, InvalidEncoding
 from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
-from service.http.identity import request_id_of
+from service.http.identity import identity_of
 from service.http.sending import send_json
 from service.http.tf_serving import answers, documents
 from service.http.tf_serving.documents import DocumentError
@@ -79,7 +79,9 @@ class TfServingEndpoint:
                 case "metadata":
                     body = self._metadata(asked.target)
                 case _:
-                    with self._edge.observe(request_id_of(scope)) as observation:
+                    with self._edge.observe(
+                        identity_of(scope), asked.operation, path=scope["path"]
+                    ) as observation:
                         body = await self._infer(asked, scope, receive, observation)
         except ClientDisconnected:
             raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.repository import Target
+from service.tracing import Operation
 
 Action = Literal["status", "metadata", "predict", "classify", "regress"]
 
@@ -17,6 +18,11 @@ ACTIONS: Final[Mapping[str | None, Action]] = {
     "predict": "predict",
     "classify": "classify",
     "regress": "regress",
+}
+_OPERATIONS: Final = {
+    (action, choice): Operation.of_http("POST", f"/v1/models/{{name}}{choice}:{action}")
+    for action in ("predict", "classify", "regress")
+    for choice in ("", "/versions/{version}", "/labels/{label}")
 }
 _GET: Final = re.compile(_TARGET + r"(/metadata)?")
 _POST: Final = re.compile(_TARGET + r":(predict|classify|regress)")
@@ -32,6 +38,16 @@ class Route:
 
     action: Action
     target: Target
+
+    @property
+    def operation(self) -> Operation:
+        """What traces call an inference."""
+        choice = ""
+        if self.target.version is not None:
+            choice = "/versions/{version}"
+        elif self.target.label is not None:
+            choice = "/labels/{label}"
+        return _OPERATIONS[self.action, choice]
 
 
 def route(method: str, path: str) -> Route:
