@@ -3,7 +3,7 @@
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,11 @@ GRPC_ANNOUNCEMENT: Final = re.compile(r"gRPC at (\S+)\n")
 
 @contextmanager
 def gateway(
-    repository: Path, *flags: str, model: str, program: Sequence[str] = PROGRAM
+    repository: Path,
+    *flags: str,
+    model: str,
+    program: Sequence[str] = PROGRAM,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """`blockserve serve` on free ports until the block ends; its models are warm.
 
@@ -27,13 +31,15 @@ def gateway(
         flags: More of the command line, as in `"--max-batch-size", "8"`.
         model: The only one to serve, where the repository has others.
         program: What Python runs; another one than the gateway's must end in it.
+        environment: Variables besides those of this process.
 
     Raises:
         ServerFailed: It did not start; says what it printed.
     """
     with repository_of(repository, model) as only:
         command = gateway_command(only, "--http-port", "0", *flags, program=program)
-        with server(command, ready=announced(ANNOUNCEMENT)) as started:
+        ready = announced(ANNOUNCEMENT)
+        with server(command, ready=ready, environment=environment) as started:
             yield started
 
 

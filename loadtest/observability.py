@@ -9,10 +9,13 @@ rounds in which each has its turn. What counts is the difference to the gateway 
 notes in the same round; medians.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import median
+from threading import Thread
 from typing import Any, Final
 
 import cyclopts
@@ -40,11 +43,20 @@ BUDGET_SECONDS: Final = 25e-6
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A way to run the gateway."""
+    """A way to run the gateway; `sampled` is the share of requests with a trace."""
 
     name: str
     flags: Sequence[str] = ()
     program: Sequence[str] = PROGRAM
+    sampled: float = 0
+
+    def environment(self, collector: str) -> Mapping[str, str]:
+        """What OpenTelemetry goes by, given where its collector listens."""
+        return {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": str(self.sampled),
+        }
 
 
 SUBJECTS: Final = (
@@ -53,6 +65,8 @@ SUBJECTS: Final = (
     Subject("access log, 1 %", ("--access-log-share", "0.01")),
     Subject("access log, text", ("--access-log-share", "1")),
     Subject("access log, json", ("--access-log-share", "1", "--log-format", "json")),
+    Subject("traces, 1 %", ("--tracing",), sampled=0.01),
+    Subject("traces, all", ("--tracing",), sampled=1),
 )
 
 
@@ -113,6 +127,7 @@ def _measure(options: Options) -> dict[str, list[Measurement]]:
     measured: dict[str, list[Measurement]] = {one.name: [] for one in SUBJECTS}
     requests = requests_for(MODEL)
     with ExitStack() as stack:
+        collector = stack.enter_context(_collector())
         servers = {
             one.name: stack.enter_context(
                 gateway(
@@ -120,6 +135,7 @@ def _measure(options: Options) -> dict[str, list[Measurement]]:
                     *("--engine", "stub", *one.flags),
                     model=MODEL,
                     program=one.program,
+                    environment=one.environment(collector),
                 )
             )
             for one in SUBJECTS
@@ -139,6 +155,27 @@ def _measure(options: Options) -> dict[str, list[Measurement]]:
                     )
                 )
     return measured
+
+
+@contextmanager
+def _collector() -> Iterator[str]:
+    """The address of a collector of traces, which takes all and keeps none."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Taking) as collector:
+        Thread(target=collector.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{collector.server_port}"
+        collector.shutdown()
+
+
+class _Taking(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        """Take spans."""
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(HTTPStatus.OK)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002, its name
+        """Say nothing."""
 
 
 def _table(costs: Sequence[Cost]) -> Any:

@@ -222,6 +222,7 @@ async def test_lines_are_written_together_soon(
     for number in range(3):
         access_log.write(
             request_id=f"r{number}",
+            trace_id=None,
             protocol="http",
             model="m",
             version="1",

@@ -36,6 +36,7 @@ from proto.tensorflow.serving import prediction_service_pb2_grpc
 from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from service.errors import InvalidSettings
 from service.gateway import Gateway
+from service.logs import Lines
 from service.settings import Settings
 from service.trace_context import TraceContext
 from service.tracing import load_tracer, otel
@@ -498,9 +499,10 @@ async def test_the_log_and_exemplars_name_the_clients_trace(
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[Mapping[str, Any]]:
     return [
-        record.msg
+        line.fields
         for record in caplog.records
-        if record.name == "service.access_log" and isinstance(record.msg, Mapping)
+        if isinstance(record.msg, Lines)
+        for line in record.msg
     ]
 
 
