@@ -17,6 +17,7 @@ from loadtest.report import Budget, Options, Report, budget_table, wide_console
 
 BENCHMARKS: Final = (
     "overhead",
+    "observability",
     "protocols",
     "saturation",
     "latency_under_load",

@@ -49,7 +49,7 @@ def services(
 
 def flags_of(command: list[str]) -> dict[str, str]:
     """Flags without their dashes, with their values."""
-    matches = [re.fullmatch(r"--([\w.]+)(?:=(.*))?", one) for one in command]
+    matches = [re.fullmatch(r"--([\w.-]+)(?:=(.*))?", one) for one in command]
     assert all(matches), command
     return {match[1]: match[2] or "true" for match in matches if match}
 
