@@ -16,6 +16,9 @@ _TRACEPARENT: Final = re.compile(
     r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
 )
 _LENGTH: Final = 55
+# What has to be handed on at least. More could be too much for who gets it: the headers
+# of a call to TensorFlow Serving have 8 KB, and a batch is not one client's alone.
+LONGEST_STATE: Final = 512
 
 
 class TraceContext(NamedTuple):
@@ -25,7 +28,8 @@ class TraceContext(NamedTuple):
         trace_id: 32 hexadecimal digits.
         span_id: 16 of them: what the client was doing when it asked.
         flags: A bit for what is recorded, see `is_sampled`.
-        state: What tracing systems tell each other, `KEY=VALUE,…`.
+        state: What tracing systems tell each other, `KEY=VALUE,…`; empty if it is
+            longer than `LONGEST_STATE`.
     """
 
     trace_id: str
@@ -41,7 +45,8 @@ class TraceContext(NamedTuple):
         if found is None or (len(text) > _LENGTH and text.startswith("00")):
             return None
         trace_id, span_id, flags = found.groups()
-        return cls(trace_id, span_id, int(flags, 16), tracestate)
+        state = tracestate if len(tracestate) <= LONGEST_STATE else ""
+        return cls(trace_id, span_id, int(flags, 16), state)
 
     @property
     def is_sampled(self) -> bool:

@@ -317,6 +317,26 @@ async def test_tensorflow_serving_is_told_the_call_that_it_is_a_part_of(
     assert told["rpc.response.status_code"] == "OK"
 
 
+async def test_a_client_with_much_to_tell_spoils_no_call_to_tensorflow_serving(
+    tmp_path: Path, collector: Collector
+) -> None:
+    """A server refuses headers of more than 8 KB: the whole batch with the call."""
+    stub_version(tmp_path)
+    state = ",".join(f"k{n:0>239}=" + "v" * 250 for n in range(32))
+    async with (
+        serving(tmp_path) as behind,
+        serving(
+            tmp_path,
+            engine="tfserving",
+            tfserving=f"127.0.0.1:{behind.running.grpc_port}",
+            tracing=True,
+        ) as served,
+    ):
+        answer = await classified(served, traceparent=SAMPLED, tracestate=state)
+    assert answer.status_code == 200, answer.text
+    assert only(collector.named(PREDICT)).trace_id == TRACE
+
+
 async def test_each_attempt_is_a_span_that_tells_its_outcome(
     tmp_path: Path, collector: Collector
 ) -> None:
