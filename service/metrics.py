@@ -31,8 +31,10 @@ ProtocolName = Literal[
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 BATCH_SIZE_BUCKETS_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# The model and version of requests that named no loaded model.
-UNRESOLVED: Final = ("", "")
+# A model and a version, as series have them.
+VersionLabels = tuple[str, str]
+# Those of requests that named no loaded model.
+UNRESOLVED: Final[VersionLabels] = ("", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ class VersionMetrics:
         statistics: What clients are told of it.
     """
 
-    labels: tuple[str, str]
+    labels: VersionLabels
     statistics: VersionStatistics
     read_seconds: Histogram
     decode_seconds: Histogram
@@ -74,6 +76,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
+        self._versions: dict[VersionLabels, VersionMetrics] = {}
         model_version = ("model", "version")
         self.duration_buckets = Buckets(duration_buckets_seconds)
         durations = partial(Histogram, self.duration_buckets)
@@ -147,7 +150,7 @@ class Metrics:
         """Time series of a version that is being loaded."""
         labels = (model, str(number))
         stage = partial(self.stage_duration_seconds.labels, *labels)
-        return VersionMetrics(
+        self._versions[labels] = version = VersionMetrics(
             labels=labels,
             statistics=VersionStatistics(),
             read_seconds=stage("read"),
@@ -160,9 +163,22 @@ class Metrics:
             padding_rows=self.padding_rows_total.labels(*labels),
             dispatcher_crashes=self.dispatcher_crashes_total.labels(*labels),
         )
+        return version
+
+    def labels_of(self, version: VersionMetrics | None) -> VersionLabels:
+        """What a request that ends now is counted under.
+
+        Args:
+            version: What was to answer it. It may be forgotten by now, and must not
+                come back with series that nobody would remove.
+        """
+        if version is None or self._versions.get(version.labels) is not version:
+            return UNRESOLVED
+        return version.labels
 
     def forget(self, model: str, number: int) -> None:
         """Drop the time series of an unloaded version, so that they stay bounded."""
+        self._versions.pop((model, str(number)), None)
         labels = {"model": model, "version": str(number)}
         for family in (
             self.requests_total,

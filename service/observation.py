@@ -158,10 +158,10 @@ class Observation:
 
     def _count(self, error: BlockserveError | None, now: float) -> None:
         edge, version = self._edge, self.version
-        seconds = now - self._started_at
-        labels = (edge.protocol, *(UNRESOLVED if version is None else version.labels))
-        trace_id = self._recorded_trace_id
         metrics = edge.metrics
+        seconds = now - self._started_at
+        labels = (edge.protocol, *metrics.labels_of(version))
+        trace_id = self._recorded_trace_id
         if error is not None:
             metrics.errors_total.labels(*labels, error.kind).inc()
         metrics.requests_total.labels(*labels).inc()

@@ -189,6 +189,28 @@ async def test_the_states_of_versions_and_their_load_times_show(
     assert found["blockserve_ready",] == 1
 
 
+async def test_who_ends_after_its_version_brings_no_series_back(tmp_path: Path) -> None:
+    """Nobody would remove them, and each roll-out would leave some for ever."""
+    stub_version(tmp_path, version=1)
+    async with serving(tmp_path) as served:
+        _, slow = await asyncio.open_connection("127.0.0.1", served.running.http_port)
+        head = b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n1"
+        slow.write(head)
+        while not (await samples(served))["blockserve_requests_in_flight", "http"]:
+            await asyncio.sleep(0)
+        stub_version(tmp_path, version=2)
+        model = only(served.running.gateway.repository.models.values())
+        while model.versions[1].state != "END":
+            await asyncio.sleep(0.01)
+        slow.close()
+        while (await samples(served))["blockserve_requests_in_flight", "http"]:
+            await asyncio.sleep(0)
+        found = await samples(served)
+    counted = {key[1:] for key in found if key[0] == "blockserve_requests_total"}
+    assert counted == {("", "http", "")}
+    assert ("blockserve_errors_total", "cancelled", "", "http", "") in found
+
+
 async def test_a_gateway_that_is_not_ready_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
         assert (await samples(served))["blockserve_ready",] == 0
