@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -239,6 +240,40 @@ async def test_lines_are_written_together_soon(
     assert {line["worker"] for line in lines} == {3}
     times = [line["time"] for line in lines]
     assert times == sorted(times)
+
+
+def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
+    """A full pipe would hold the event loop up, probes and SIGTERM with it."""
+    stub_version(tmp_path)
+    arguments = ("--engine", "stub", "--repository", str(tmp_path))
+    with started(*arguments, "--access-log-share", "1") as (process, url, _):
+        with httpx.Client(base_url=url, timeout=10) as client:
+            for _ in range(500):  # of some 300 characters; the pipe takes 65,536
+                answer = client.post("/classify", content=image_of_class(1))
+                assert answer.status_code == 200
+            assert client.get("/healthz").status_code == 200
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def test_what_a_slow_reader_has_no_place_for_is_left_out_and_told() -> None:
+    reader, writer = os.pipe()
+    handler = logs.PatientHandler(writer, max_waiting=300_000)
+    handler.setFormatter(logs.formatter("text"))
+    text = "x" * 100_000
+    for _ in range(5):
+        handler.handle(logging.makeLogRecord({"msg": text}))
+    found = b""
+    while b"lines are left out" not in found:
+        found += os.read(reader, 65_536)
+    handler.flush()
+    os.close(reader)
+    assert found.count(text.encode()) == 2
+    assert re.search(rb"WARNING service\.logs  3 lines are left out", found)
+    handler.handle(logging.makeLogRecord({"msg": "nobody is there any more"}))
+    handler.flush()
+    handler.close()
+    os.close(writer)
 
 
 def test_a_worker_is_named_in_text() -> None:

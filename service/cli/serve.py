@@ -121,6 +121,7 @@ def _announce(settings: Settings, http_port: int, grpc_port: int) -> None:
     host = f"[{host}]" if ":" in host else host
     url = f"{scheme}://{host}:{http_port}"
     sample = _sample(settings.repository)
+    logs.flush()
     _say(f"[bold green]Serving[/bold green] HTTP at {url}, gRPC at {host}:{grpc_port}")
     _say(f"  Look at {url}/docs, {url}/models, {url}/metrics")
     _say(
