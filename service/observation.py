@@ -119,6 +119,10 @@ class Observation:
         """All that the client has sent is there."""
         self._read_at = monotonic()
 
+    def has_been_parsed(self) -> None:
+        """It is known what is to be decoded, which is a part of the work."""
+        self.decode_seconds += monotonic() - self._read_at
+
     def has_been_decoded(self, *, since: float) -> None:
         """Tensors are there, or some of them, of what was sent.
 
@@ -173,7 +177,7 @@ class Observation:
         tally.add(seconds)
         if self._read_at:
             version.read_seconds.observe(self._read_at - self._started_at, trace_id)
-        if self.decode_seconds:
+        if self._decoded_at:
             version.decode_seconds.observe(self.decode_seconds, trace_id)
         if self._predicted_at:
             version.encode_seconds.observe(now - self._predicted_at, trace_id)

@@ -111,7 +111,6 @@ class Predictor:
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
-        observation.has_been_read()
 
         async def run(served: ServedVersion) -> Prediction:
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
@@ -168,7 +167,6 @@ class Predictor:
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
-        observation.has_been_read()
         self._decoder.check(images)
 
         async def run(served: ServedVersion) -> Prediction:

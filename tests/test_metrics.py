@@ -1,6 +1,8 @@
 """What Prometheus is told, over every protocol and of all that has a state."""
 
 import asyncio
+import operator
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from proto.tensorflow.serving.prediction_service_pb2_grpc import PredictionServiceStub
 from proto.tensors import to_tensor_proto
 from service.engines.stub import StubEngine
+from service.http import classify
+from service.http.open_inference import endpoint as open_inference
+from service.http.tf_serving import endpoint as tf_serving
 from service.series import Buckets, Family, Histogram
 from tests.replicas import FakeReplica, refusal
 from tests.support import Served, image_of_class, only, serving, stub_version
@@ -121,6 +126,32 @@ async def test_every_stage_of_a_request_is_timed_over_every_protocol(
     }
     assert all(seconds > 0 for seconds in stages.values()), stages
     assert sum(stages.values()) <= duration
+
+
+@pytest.mark.parametrize(
+    ("ask", "module", "name"),
+    [
+        (over_http, classify, "images_of"),
+        (over_tf_serving_http, tf_serving, "PredictRequest.read"),
+        (over_open_inference_http, open_inference.requests, "read"),
+    ],
+)
+async def test_to_make_sense_of_a_body_is_no_part_of_reading_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch, ask: Any, module: Any, name: str
+) -> None:
+    seconds = 0.05
+    parse = operator.attrgetter(name)(module)
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return parse(*arguments, **options)
+
+    monkeypatch.setattr(f"{module.__name__}.{name}", slowly)
+    await ask(served)
+    found = await samples(served)
+    stage = "blockserve_stage_duration_seconds_sum", "stub"
+    assert found[*stage, "decode", "1"] >= seconds
+    assert found[*stage, "read", "1"] < seconds
 
 
 async def test_what_a_busy_engine_does_and_what_waits_for_it_shows(

@@ -140,6 +140,7 @@ async def observed(
     context.set_trailing_metadata(((REQUEST_ID, identity.request_id),))
     with edge.observe(identity, operation) as observation:
         gateway.admit()
+        observation.has_been_read()
         return await work(observation)
 
 

@@ -64,7 +64,7 @@ class Arrival:
             target: The model that the request means.
             scope: The request's, of ASGI.
             receive: As `scope`.
-            observation: Told which version answers.
+            observation: Told which version answers, and when it has been read.
 
         Raises:
             BlockserveError: The request is refused, or there is no such body.
@@ -81,6 +81,7 @@ class Arrival:
             deadline=deadline,
             check=partial(gateway.predictor.check, target, observation=observation),
         )
+        observation.has_been_read()
         encoding = headers.get(ENCODING, b"")
         return cls(
             headers=headers,

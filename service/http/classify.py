@@ -180,8 +180,11 @@ class ClassifyEndpoint:
             deadline=deadline,
             check=check,
         )
+        observation.has_been_read()
+        images = images_of(body, headers, max_images=settings.max_images_per_request)
+        observation.has_been_parsed()
         return await gateway.classifier.classify(
-            images_of(body, headers, max_images=settings.max_images_per_request),
+            images,
             target=target,
             top_k=top_k,
             deadline=deadline,

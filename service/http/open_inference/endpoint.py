@@ -134,6 +134,7 @@ class OpenInferenceEndpoint:
             with gateway.repository.lease(target) as served:
                 signature, _ = served.signature(DEFAULT_SIGNATURE)
             request_id, asked = "", requests.only_input(arrival.body, signature)
+        observation.has_been_parsed()
         answer = await infer(
             gateway,
             asked,

@@ -146,6 +146,7 @@ class TfServingEndpoint:
             kind = KINDS[route.action]
             examples.refuse(gateway.repository, route.target, name, kind)
         asked = await run(PredictRequest.read, body)
+        observation.has_been_parsed()
         try:
             prediction = await gateway.predictor.predict(
                 partial(run, asked.tensors),
