@@ -11,7 +11,7 @@ from service.classification import Classifier
 from service.errors import BlockserveError, Draining, InvalidRequest
 from service.event_loop import EventLoopLag, observe_lag
 from service.live_metrics import LiveMetrics
-from service.metrics import Metrics, ProtocolName, render
+from service.metrics import Metrics, ProtocolName, render, snapshot
 from service.observation import Edge
 from service.prediction import Predictor
 from service.recent import Recent, Window
@@ -114,7 +114,9 @@ class Gateway:
             Unavailable: The others cannot be asked.
         """
         if self._colleagues is None:
-            return render(self.metrics.registry, accept)
+            # With a hundred versions it takes some tenths of a second.
+            now = snapshot(self.metrics.registry)
+            return await asyncio.to_thread(render, now, accept)
         return await self._colleagues.exposition(accept)
 
     async def window(self) -> Window:

@@ -4,16 +4,17 @@ Label values come from loaded models and fixed sets, never from what a client se
 the number of time series is bounded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, get_args
 
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client import CollectorRegistry, Metric, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from service.series import Buckets, Counter, Family, Gauge, Histogram, S
 from service.statistics import VersionStatistics
@@ -199,6 +200,26 @@ class Metrics:
         new: Callable[[], S],
     ) -> Family[S]:
         return Family(name, documentation, labels, new=new, registry=self.registry)
+
+
+class _Collected(Collector):
+    """What has been collected already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def snapshot(registry: CollectorRegistry) -> CollectorRegistry:
+    """What a registry tells at this moment, for a thread to write down.
+
+    To collect has to be done where is counted, and is the lesser part.
+    """
+    collected = CollectorRegistry()
+    collected.register(_Collected(list(registry.collect())))
+    return collected
 
 
 def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:

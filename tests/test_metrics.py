@@ -2,6 +2,7 @@
 
 import asyncio
 import operator
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -287,6 +288,24 @@ async def test_replicas_show_with_what_they_answer(tmp_path: Path) -> None:
     finally:
         await good.stop()
         await bad.stop()
+
+
+async def test_requests_are_answered_while_a_scrape_is_written(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def encode(_: CollectorRegistry) -> bytes:
+        has_begun.set()
+        assert may_end.wait(10)
+        return b"text"
+
+    monkeypatch.setattr("service.metrics.choose_encoder", lambda _: (encode, "text"))
+    scraping = asyncio.create_task(served.client.get("/metrics"))
+    await asyncio.to_thread(has_begun.wait, 10)
+    assert (await served.client.get("/healthz")).status_code == 200
+    may_end.set()
+    assert (await scraping).text == "text"
 
 
 async def test_buckets_are_a_setting(tmp_path: Path) -> None:
