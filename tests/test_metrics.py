@@ -19,6 +19,10 @@ from proto.blockserve.v1.image_classifier_pb2 import ClassifyRequest
 from proto.blockserve.v1.image_classifier_pb2_grpc import ImageClassifierStub
 from proto.inference.grpc_inference_service_pb2_grpc import GRPCInferenceServiceStub
 from proto.inference.infer_pb2 import ModelInferRequest
+from proto.tensorflow.serving.get_model_metadata_pb2 import GetModelMetadataRequest
+from proto.tensorflow.serving.get_model_status_pb2 import GetModelStatusRequest
+from proto.tensorflow.serving.model_pb2 import ModelSpec
+from proto.tensorflow.serving.model_service_pb2_grpc import ModelServiceStub
 from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from proto.tensorflow.serving.prediction_service_pb2_grpc import PredictionServiceStub
 from proto.tensors import to_tensor_proto
@@ -219,6 +223,23 @@ async def test_the_states_of_versions_and_their_load_times_show(
     assert found["blockserve_model_load_duration_seconds", "stub", "1"] > 0
     assert found["blockserve_model_load_failures_total", "stub"] == 1
     assert found["blockserve_ready",] == 1
+
+
+async def test_who_only_asks_what_is_served_is_no_request(served: Served) -> None:
+    """Probes, as a gateway in front of this one sends each second, are no traffic."""
+    for path in ("/v1/models/stub", "/v1/models/stub/metadata", "/v2/models/stub"):
+        assert (await served.client.get(path)).status_code == 200
+    async with grpc.aio.insecure_channel(target(served)) as channel:
+        spec = ModelSpec(name="stub")
+        await ModelServiceStub(channel).GetModelStatus(
+            GetModelStatusRequest(model_spec=spec)
+        )
+        await PredictionServiceStub(channel).GetModelMetadata(
+            GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+        )
+    assert "blockserve_requests_total" not in {
+        name for name, *_ in await samples(served)
+    }
 
 
 async def test_who_ends_after_its_version_brings_no_series_back(tmp_path: Path) -> None:

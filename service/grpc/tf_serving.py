@@ -59,15 +59,8 @@ SIGNATURE_NOT_FOUND: Final = "signature_not_found"
 LABEL_NOT_FOUND: Final = "label_not_found"
 MAP_TYPE: Final = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 OPERATIONS: Final = {
-    method.rpartition("/")[2]: Operation.of_grpc(f"tensorflow.serving.{method}")
-    for method in (
-        "PredictionService/Predict",
-        "PredictionService/GetModelMetadata",
-        "PredictionService/Classify",
-        "PredictionService/Regress",
-        "PredictionService/MultiInference",
-        "ModelService/GetModelStatus",
-    )
+    method: Operation.of_grpc(f"tensorflow.serving.PredictionService/{method}")
+    for method in ("Predict", "Classify", "Regress", "MultiInference")
 }
 
 
@@ -76,14 +69,9 @@ class _Servicer:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._edge = calls.edge_of(gateway, "tf_serving_grpc", _status_of)
 
     async def _answer(
-        self,
-        method: str,
-        context: Context,
-        spec: ModelSpec,
-        work: Callable[[Observation], Awaitable[T]],
+        self, context: Context, spec: ModelSpec, work: Callable[[], Awaitable[T]]
     ) -> T:
         def told(error: BlockserveError) -> tuple[grpc.StatusCode, str]:
             if error.kind == SIGNATURE_NOT_FOUND:
@@ -92,11 +80,7 @@ class _Servicer:
                 details = words(error, _target(spec))
             return _status_of(error), details
 
-        operation = OPERATIONS[method]
-        observed = partial(
-            calls.observed, self._gateway, self._edge, operation, context, work
-        )
-        return await calls.answer(context, observed, told=told)
+        return await calls.answer(context, work, told=told)
 
 
 class PredictionServicer(
@@ -104,33 +88,37 @@ class PredictionServicer(
 ):
     """Answers `tensorflow.serving.PredictionService`."""
 
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(gateway)
+        self._edge = calls.edge_of(gateway, "tf_serving_grpc", _status_of)
+
     async def Predict(  # noqa: N802, the service's name
         self, request: PredictRequest, context: Context
     ) -> PredictResponse:
         """Run a signature."""
         work = partial(self._predict, request, context)
-        return await self._answer("Predict", context, request.model_spec, work)
+        return await self._infer("Predict", context, request.model_spec, work)
 
     async def GetModelMetadata(  # noqa: N802, the service's name
         self, request: GetModelMetadataRequest, context: Context
     ) -> GetModelMetadataResponse:
         """Tell a version's signatures."""
         work = partial(self._metadata, request)
-        return await self._answer("GetModelMetadata", context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def Classify(  # noqa: N802, the service's name
         self, request: ClassificationRequest, context: Context
     ) -> Any:
         """Say why examples cannot be classified."""
         work = partial(self._refuse_examples, request, "classification")
-        return await self._answer("Classify", context, request.model_spec, work)
+        return await self._infer("Classify", context, request.model_spec, work)
 
     async def Regress(  # noqa: N802, the service's name
         self, request: RegressionRequest, context: Context
     ) -> Any:
         """Say why there is no regression of examples."""
         work = partial(self._refuse_examples, request, "regression")
-        return await self._answer("Regress", context, request.model_spec, work)
+        return await self._infer("Regress", context, request.model_spec, work)
 
     async def MultiInference(  # noqa: N802, the service's name
         self, request: MultiInferenceRequest, context: Context
@@ -138,7 +126,20 @@ class PredictionServicer(
         """Say why examples cannot be classified."""
         spec = request.tasks[0].model_spec if request.tasks else ModelSpec()
         work = partial(self._refuse_tasks, spec)
-        return await self._answer("MultiInference", context, spec, work)
+        return await self._infer("MultiInference", context, spec, work)
+
+    async def _infer(
+        self,
+        method: str,
+        context: Context,
+        spec: ModelSpec,
+        work: Callable[[Observation], Awaitable[T]],
+    ) -> T:
+        operation = OPERATIONS[method]
+        observed = partial(
+            calls.observed, self._gateway, self._edge, operation, context, work
+        )
+        return await self._answer(context, spec, observed)
 
     async def _predict(
         self, request: PredictRequest, context: Context, observation: Observation
@@ -167,8 +168,9 @@ class PredictionServicer(
         )
 
     async def _metadata(
-        self, request: GetModelMetadataRequest, _: Observation
+        self, request: GetModelMetadataRequest
     ) -> GetModelMetadataResponse:
+        self._gateway.admit()
         spec = _spec_of(request)
         if not request.metadata_field:
             raise InvalidRequest(
@@ -219,7 +221,7 @@ class ModelServicer(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
     ) -> GetModelStatusResponse:
         """Tell the states of a model's versions."""
         work = partial(self._status, request)
-        return await self._answer("GetModelStatus", context, request.model_spec, work)
+        return await self._answer(context, request.model_spec, work)
 
     async def HandleReloadConfigRequest(  # noqa: N802, the service's name
         self, request: ReloadConfigRequest, context: Context
@@ -233,9 +235,8 @@ class ModelServicer(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
         configs = reloading.configs(request)
         await self._gateway.repository.configure(configs)
 
-    async def _status(
-        self, request: GetModelStatusRequest, _: Observation
-    ) -> GetModelStatusResponse:
+    async def _status(self, request: GetModelStatusRequest) -> GetModelStatusResponse:
+        self._gateway.admit()
         target = _target(_spec_of(request))
         found = states.statuses(self._gateway.repository, target)
         return GetModelStatusResponse(
