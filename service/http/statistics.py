@@ -95,6 +95,9 @@ def document(window: Window, metrics: Metrics) -> Activity:
     """A window as a document; `metrics` have the buckets that it counts in."""
     durations = metrics.duration_buckets
     requests = _requests(window, durations)
+    stages = _stages(window, durations)
+    batches = _batches(window)
+    busy = dict(window.of(BUSY))
     return Activity(
         seconds=window.seconds,
         versions=[
@@ -102,12 +105,8 @@ def document(window: Window, metrics: Metrics) -> Activity:
                 model=labels[0],
                 version=int(labels[1]),
                 requests=requests.get(labels, {}),
-                stages={
-                    stage: _durations(numbers, window.seconds, durations)
-                    for (*whose, stage), numbers in window.of(STAGES)
-                    if tuple(whose) == labels
-                },
-                batches=_batches(window, labels),
+                stages=stages.get(labels, {}),
+                batches=batches.get(labels),
                 queue=Queue(
                     depth=load.queue_depth,
                     limit=load.queue_limit,
@@ -116,7 +115,7 @@ def document(window: Window, metrics: Metrics) -> Activity:
                 engine=Slots(
                     total=load.slots,
                     taken=load.calls_in_flight,
-                    utilisation=_sum(window, BUSY, labels)
+                    utilisation=sum(busy.get(labels, ()))
                     / (window.seconds * load.slots),
                 ),
             )
@@ -141,6 +140,14 @@ def _requests(window: Window, buckets: Buckets) -> dict[Labels, dict[str, Reques
     return found
 
 
+def _stages(window: Window, buckets: Buckets) -> dict[Labels, dict[str, Durations]]:
+    """By model and version, and then by stage."""
+    found: defaultdict[Labels, dict[str, Durations]] = defaultdict(dict)
+    for (*version, stage), numbers in window.of(STAGES):
+        found[tuple(version)][stage] = _durations(numbers, window.seconds, buckets)
+    return found
+
+
 def _durations(numbers: Numbers, seconds: float, buckets: Buckets) -> Durations:
     *counts, total = numbers
     count = sum(counts)
@@ -154,17 +161,15 @@ def _durations(numbers: Numbers, seconds: float, buckets: Buckets) -> Durations:
     )
 
 
-def _batches(window: Window, labels: Labels) -> Batches | None:
-    for whose, (*counts, rows) in window.of(BATCHES):
-        if whose == labels:
-            padding = _sum(window, PADDING, labels)
-            return Batches(
-                per_second=sum(counts) / window.seconds,
-                mean_rows=rows / sum(counts),
-                padding_share=padding / (rows + padding),
-            )
-    return None
-
-
-def _sum(window: Window, family: str, labels: Labels) -> float:
-    return sum(numbers[0] for whose, numbers in window.of(family) if whose == labels)
+def _batches(window: Window) -> dict[Labels, Batches]:
+    """By model and version."""
+    padding = dict(window.of(PADDING))
+    found = {}
+    for labels, (*counts, rows) in window.of(BATCHES):
+        padded = sum(padding.get(labels, ()))
+        found[labels] = Batches(
+            per_second=sum(counts) / window.seconds,
+            mean_rows=rows / sum(counts),
+            padding_share=padded / (rows + padded),
+        )
+    return found
