@@ -50,6 +50,8 @@ class AccessLog:
 
     def takes(self, error: BlockserveError | None) -> bool:
         """Whether to write a request that ended with an error, or with none."""
+        if not logger.isEnabledFor(logging.INFO):
+            return False
         if error is not None and not isinstance(error, EVERYDAY):
             return True
         return random() < self._share  # noqa: S311, a sample; it is never 1

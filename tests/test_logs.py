@@ -185,8 +185,21 @@ async def test_requests_that_are_refused_at_the_door_have_names_and_lines(
     assert {line["error"] for line in lines} == {"overloaded"}
 
 
+def test_a_log_of_warnings_has_no_lines_of_requests(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor is any made, only for the log to leave it out."""
+    caplog.set_level(logging.WARNING, logger="service.access_log")
+    access_log = AccessLog(1)
+    assert not access_log.takes(None)
+    assert not access_log.takes(EngineFailure("x"))
+
+
 @pytest.mark.parametrize("share", [0, 0.5, 1])
-def test_a_share_of_the_requests_is_written(share: float) -> None:
+def test_a_share_of_the_requests_is_written(
+    share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="service.access_log")
     access_log = AccessLog(share)
     taken = sum(access_log.takes(None) for _ in range(1000)) / 1000
     assert taken == pytest.approx(share, abs=0.1)
@@ -194,7 +207,10 @@ def test_a_share_of_the_requests_is_written(share: float) -> None:
     assert all(access_log.takes(error) for error in everyday) is (share == 1)
 
 
-def test_the_servers_faults_are_always_written() -> None:
+def test_the_servers_faults_are_always_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="service.access_log")
     access_log = AccessLog(0)
     assert access_log.takes(EngineFailure("x"))
     assert access_log.takes(BlockserveError("x"))
