@@ -15,7 +15,10 @@ import grpc
 import httpx
 import pytest
 
-from proto.blockserve.v1.image_classifier_pb2 import ClassifyRequest
+from proto.blockserve.v1.image_classifier_pb2 import (
+    ClassifyRequest,
+    ClassifyStreamRequest,
+)
 from proto.blockserve.v1.image_classifier_pb2_grpc import ImageClassifierStub
 from service import logs
 from service.access_log import AccessLog
@@ -126,6 +129,24 @@ async def test_a_call_over_grpc_is_written_with_its_status_and_name(
     assert (bad["status"], bad["error"]) == ("INVALID_ARGUMENT", "invalid_image")
     told = dict(caught.value.trailing_metadata() or ())
     assert told["x-request-id"] == bad["request_id"]
+
+
+async def test_the_requests_of_a_stream_are_called_what_the_client_is_told(
+    served: Served,
+) -> None:
+    async def asked() -> AsyncIterator[ClassifyStreamRequest]:
+        for number in range(3):
+            image = ClassifyRequest(images=[image_of_class(number)])
+            yield ClassifyStreamRequest(id=str(number), request=image)
+
+    target = f"127.0.0.1:{served.running.grpc_port}"
+    with written("json") as stream:
+        async with grpc.aio.insecure_channel(target) as channel:
+            call = ImageClassifierStub(channel).ClassifyStream(asked())
+            assert len([answer async for answer in call]) == 3
+            told = dict(await call.trailing_metadata())["x-request-id"]
+        lines = requests_in(stream, served)
+    assert [line["request_id"] for line in lines] == [told] * 3
 
 
 @pytest.mark.parametrize(

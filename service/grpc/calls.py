@@ -109,11 +109,14 @@ def edge_of(
 
 
 def identity_of(context: Context) -> Identity:
-    """What a call is called."""
+    """What a call is called, and so is each request of a stream."""
     said: dict[str, str] = {}
     for key, value in context.invocation_metadata() or ():
         if key in IDENTITY:
             said.setdefault(IDENTITY[key], str(value))
+    for key, value in context.trailing_metadata() or ():
+        if key == REQUEST_ID:  # what the request before it was called
+            said["request_id"] = str(value)
     return Identity.said(**said)
 
 
