@@ -88,6 +88,7 @@ class Observation:
     Attributes:
         span: Its span, if it is recorded.
         version: Which loaded version answers, once that is known.
+        find_version: Tells which would have, should it be refused before that.
         place: Where it waits for the engine, once it does.
         decode_seconds: What it took to make tensors of what was sent.
     """
@@ -100,6 +101,7 @@ class Observation:
         "_read_at",
         "_started_at",
         "decode_seconds",
+        "find_version",
         "place",
         "span",
         "version",
@@ -108,6 +110,7 @@ class Observation:
     def __init__(self, edge: Edge, identity: Identity) -> None:
         self.span: RequestSpan | None = None
         self.version: VersionMetrics | None = None
+        self.find_version: Callable[[], VersionMetrics | None] | None = None
         self.place: Place | None = None
         self.decode_seconds = 0.0
         self._edge = edge
@@ -154,6 +157,8 @@ class Observation:
         self._end(None if error is None else _told(error), monotonic())
 
     def _end(self, error: BlockserveError | None, now: float) -> None:
+        if error is not None and self.version is None and self.find_version:
+            self.version = self.find_version()
         self._count(error, now)
         if self._edge.access_log.takes(error):
             self._write_down(error, now)

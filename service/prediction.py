@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Final, Protocol, TypeVar
@@ -9,7 +10,8 @@ from typing import Final, Protocol, TypeVar
 from models.card import DEFAULT_SIGNATURE, ModelCard
 from service.batching import Priority
 from service.decoding import Decoder
-from service.errors import VersionGone
+from service.errors import BlockserveError, VersionGone
+from service.metrics import VersionMetrics
 from service.observation import Observation
 from service.repository import Repository, Target
 from service.served_version import ServedVersion
@@ -63,6 +65,12 @@ class Predictor:
         """
         with self._repository.lease(target) as served:
             observation.version = served.metrics
+
+    def version_of(self, target: Target) -> VersionMetrics | None:
+        """Which version would answer, if one would."""
+        with suppress(BlockserveError), self._repository.lease(target) as served:
+            return served.metrics
+        return None
 
     def announce_image(
         self,

@@ -225,6 +225,25 @@ async def test_the_states_of_versions_and_their_load_times_show(
     assert found["blockserve_ready",] == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "protocol"),
+    [
+        ("/classify?top_k=none", "http"),
+        ("/models/stub/classify", "http"),
+        ("/v1/models/stub:predict", "tf_serving_http"),
+        ("/v2/models/stub/infer", "open_inference_http"),
+    ],
+)
+async def test_a_body_of_which_nothing_can_be_made_was_for_its_model_all_the_same(
+    served: Served, path: str, protocol: str
+) -> None:
+    json = {"content-type": "application/json"}
+    answer = await served.client.post(path, content=b"{", headers=json)
+    assert answer.status_code == 400
+    found = await samples(served)
+    assert found["blockserve_requests_total", "stub", protocol, "1"] == 1
+
+
 async def test_who_only_asks_what_is_served_is_no_request(served: Served) -> None:
     """Probes, as a gateway in front of this one sends each second, are no traffic."""
     for path in ("/v1/models/stub", "/v1/models/stub/metadata", "/v2/models/stub"):

@@ -70,6 +70,7 @@ class Arrival:
             BlockserveError: The request is refused, or there is no such body.
         """
         gateway.admit()
+        observation.find_version = partial(gateway.predictor.version_of, target)
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         deadline = gateway.deadline(terms.timeout_seconds(headers))
         priority = terms.priority(headers)

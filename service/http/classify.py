@@ -164,6 +164,7 @@ class ClassifyEndpoint:
         gateway = self._gateway
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
         target, deadline, priority = self._terms(scope["path_params"], headers)
+        observation.find_version = partial(gateway.predictor.version_of, target)
         top_k = _top_k(scope["query_string"])
         settings = gateway.settings
         check = partial(
