@@ -27,6 +27,7 @@ from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from proto.tensorflow.serving.prediction_service_pb2_grpc import PredictionServiceStub
 from proto.tensors import to_tensor_proto
 from service.engines.stub import StubEngine
+from service.errors import InvalidRequest
 from service.http import classify
 from service.http.open_inference import endpoint as open_inference
 from service.http.tf_serving import endpoint as tf_serving
@@ -240,6 +241,27 @@ async def test_a_body_of_which_nothing_can_be_made_was_for_its_model_all_the_sam
     json = {"content-type": "application/json"}
     answer = await served.client.post(path, content=b"{", headers=json)
     assert answer.status_code == 400
+    found = await samples(served)
+    assert found["blockserve_requests_total", "stub", protocol, "1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "protocol"),
+    [
+        (over_grpc, "grpc"),
+        (over_tf_serving_grpc, "tf_serving_grpc"),
+        (over_open_inference_grpc, "open_inference_grpc"),
+    ],
+)
+async def test_a_call_with_odd_metadata_was_for_its_model_all_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch, ask: Any, protocol: str
+) -> None:
+    def refuse(_: object) -> None:
+        raise InvalidRequest("an odd priority")
+
+    monkeypatch.setattr("service.grpc.calls.priority", refuse)
+    with pytest.raises(grpc.aio.AioRpcError, match="an odd priority"):
+        await ask(served)
     found = await samples(served)
     assert found["blockserve_requests_total", "stub", protocol, "1"] == 1
 

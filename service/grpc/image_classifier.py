@@ -77,16 +77,18 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
         timeout_seconds: float,
         observation: Observation,
     ) -> ClassifyResponse:
-        deadline = calls.deadline(self._gateway, context)
+        gateway, target = self._gateway, _target(request)
+        observation.find_version = partial(gateway.predictor.version_of, target)
+        deadline = calls.deadline(gateway, context)
         if not timeout_seconds >= 0:  # neither negative nor no number
             raise InvalidRequest(
                 f"timeout_seconds: expected a positive number, got {timeout_seconds}"
             )
         if timeout_seconds:
-            deadline = min(deadline, self._gateway.deadline(timeout_seconds))
-        classification = await self._gateway.classifier.classify(
+            deadline = min(deadline, gateway.deadline(timeout_seconds))
+        classification = await gateway.classifier.classify(
             request.images,
-            target=_target(request),
+            target=target,
             top_k=request.top_k if request.HasField("top_k") else None,
             deadline=deadline,
             priority=calls.priority(context),

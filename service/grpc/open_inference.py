@@ -221,13 +221,18 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
     async def _run(
         self, request: ModelInferRequest, context: Context, observation: Observation
     ) -> ModelInferResponse:
-        deadline = calls.deadline(self._gateway, context)
+        gateway = self._gateway
+        deadline = calls.deadline(gateway, context)
+        target = documents.target(request.model_name, request.model_version)
+        observation.find_version = partial(gateway.predictor.version_of, target)
         raw = request.raw_input_contents
         is_long = request.ByteSize() - sum(map(len, raw)) > MANY_BYTES
+        asked = await maybe_in_thread(is_long, _request, request)
+        observation.has_been_parsed()
         answer = await infer(
-            self._gateway,
-            await maybe_in_thread(is_long, _request, request),
-            target=documents.target(request.model_name, request.model_version),
+            gateway,
+            asked,
+            target=target,
             deadline=deadline,
             priority=calls.priority(context),
             caller=CALLER,

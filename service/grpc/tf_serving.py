@@ -144,12 +144,15 @@ class PredictionServicer(
     async def _predict(
         self, request: PredictRequest, context: Context, observation: Observation
     ) -> PredictResponse:
+        gateway = self._gateway
         spec = _spec_of(request)
-        prediction = await self._gateway.predictor.predict(
+        target = _target(spec)
+        observation.find_version = partial(gateway.predictor.version_of, target)
+        prediction = await gateway.predictor.predict(
             partial(_read, request),
-            target=_target(spec),
+            target=target,
             signature_name=spec.signature_name,
-            deadline=calls.deadline(self._gateway, context),
+            deadline=calls.deadline(gateway, context),
             priority=calls.priority(context),
             caller=CALLER,
             observation=observation,
