@@ -25,7 +25,8 @@ class LiveMetrics(Collector):
     Args:
         repository: What serves.
         is_ready: Whether requests can be answered.
-        engine: What was chosen to run the models.
+        engine: What the settings say runs the models; which of two `auto` took is a
+            version's affair, and `/models/NAME` tells it.
     """
 
     def __init__(
