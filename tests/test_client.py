@@ -1,6 +1,7 @@
 """The Python client: both kinds of it, over both protocols, against real gateways."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,7 @@ async def test_a_full_queue_says_when_to_come_back(
         assert failure.status == expected
         assert failure.retry_after_seconds is not None
         assert failure.retry_after_seconds > 0
+        assert re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", failure.request_id or "")
         engine.gate.set()
         assert [(await task).model for task in waiting] == ["stub"] * 2
 

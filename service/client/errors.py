@@ -30,15 +30,22 @@ class RequestFailed(Exception):
         message: Why, for people.
         retry_after_seconds: When the server expects the same request to succeed; `None`
             if it does not say.
+        request_id: What the server's log and traces call the request; `None` if it does
+            not say.
     """
 
     def __init__(
-        self, status: str, message: str, retry_after_seconds: float | None = None
+        self,
+        status: str,
+        message: str,
+        retry_after_seconds: float | None = None,
+        request_id: str | None = None,
     ) -> None:
-        super().__init__(status, message, retry_after_seconds)
+        super().__init__(status, message, retry_after_seconds, request_id)
         self.status = status
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+        self.request_id = request_id
 
     def __str__(self) -> str:
         return f"{self.status}: {self.message}"

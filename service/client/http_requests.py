@@ -21,6 +21,7 @@ from service.client.errors import (
 
 T = TypeVar("T")
 
+REQUEST_ID: Final = "x-request-id"
 STATUS: Final[Mapping[int, str]] = {
     400: INVALID_ARGUMENT,
     401: "UNAUTHENTICATED",
@@ -65,6 +66,7 @@ def checked(answer: httpx.Response) -> httpx.Response:
         STATUS.get(answer.status_code, UNKNOWN),
         told(answer) or f"HTTP status {answer.status_code}",
         _retry_after_seconds(answer),
+        answer.headers.get(REQUEST_ID),
     )
 
 

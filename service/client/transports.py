@@ -18,7 +18,7 @@ from service.client.errors import (
     unreachable,
 )
 from service.client.grpc import Call
-from service.client.http_requests import HttpRequest
+from service.client.http_requests import REQUEST_ID, HttpRequest
 
 HTTP: Final = ("http", "https")
 GRPC: Final = ("grpc", "grpcs")
@@ -229,6 +229,7 @@ def _grpc_failure(error: Any, address: str) -> RequestFailed:
     details: str = error.details() or ""
     if status == UNAVAILABLE and details.startswith(NOBODY):
         return unreachable(address, details)
-    pushback = dict(error.trailing_metadata() or ()).get(PUSHBACK, "")
+    trailing = dict(error.trailing_metadata() or ())
+    pushback = trailing.get(PUSHBACK, "")
     wait = int(pushback) * MILLISECONDS if pushback.isdecimal() else None
-    return RequestFailed(status, details or status, wait)
+    return RequestFailed(status, details or status, wait, trailing.get(REQUEST_ID))
