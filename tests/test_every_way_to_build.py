@@ -95,7 +95,7 @@ async def test_all_architectures_are_built_and_classify_over_http(
 async def test_siamese_answers_two_named_images_by_name(
     every_architecture: tuple[Path, Mapping[str, ModelCard]],
 ) -> None:
-    """Through the gateway's batcher, where the endpoints for tensors will come in."""
+    """Through the gateway's batcher, where the endpoints for tensors come in."""
     repository, cards = every_architecture
     outputs = {output.name for output in cards["siamese"].outputs}
     assert outputs == {"same", "left_probabilities", "right_probabilities"}
@@ -110,7 +110,7 @@ async def test_siamese_answers_two_named_images_by_name(
             async def ask(**images: Any) -> Mapping[str, Any]:
                 rows = signature.validate(images)
                 submit = version.batchers["serving_default"].submit
-                return await submit(images, rows=rows, deadline=float("inf"))
+                return await submit(images, rows=rows, deadline=float("inf")).answer
 
             answer = await ask(left=left, right=right)
             swapped = await ask(left=right, right=left)
