@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from types import MappingProxyType
 from typing import Any, Final
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from loadtest.client import Request
-from loadtest.overhead import MODEL
+from loadtest.workloads import DIGIT_SHAPE
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyRequest,
     ClassifyStreamRequest,
@@ -22,31 +23,51 @@ from proto.tensors import to_tensor_proto
 
 INPUT: Final = "images"
 JSON: Final = MappingProxyType({"content-type": "application/json"})
-OPEN_INFERENCE: Final = f"/v2/models/{MODEL}/infer"
 
 
-def pixels(image: bytes) -> Any:
-    """A batch of one: `uint8[1, 28, 28, 1]`."""
-    return np.asarray(Image.open(BytesIO(image)))[None, :, :, None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Who is asked, and the shape `(height, width, channels)` of its images."""
+
+    name: str
+    shape: tuple[int, int, int]
+
+    @property
+    def infer_path(self) -> str:
+        """Where the Open Inference Protocol has it."""
+        return f"/v2/models/{self.name}/infer"
 
 
-def tf_serving(image: bytes) -> Request:
+DEMO: Final = Model(name="inception", shape=(*DIGIT_SHAPE, 1))
+
+
+def pixels(image: bytes, model: Model = DEMO) -> Any:
+    """A batch of one, in the model's size: `uint8[1, height, width, channels]`."""
+    height, width, channels = model.shape
+    read = Image.open(BytesIO(image)).convert("L" if channels == 1 else "RGB")
+    if read.size != (width, height):
+        read = read.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(read).reshape(1, *model.shape)
+
+
+def tf_serving(image: bytes, model: Model = DEMO) -> Request:
     """Numbers in rows, to TensorFlow Serving's REST API."""
-    document = {"instances": pixels(image).tolist()}
-    return Request(f"/v1/models/{MODEL}:predict", JSON, json.dumps(document).encode())
+    document = {"instances": pixels(image, model).tolist()}
+    path = f"/v1/models/{model.name}:predict"
+    return Request(path, JSON, json.dumps(document).encode())
 
 
-def open_inference(image: bytes) -> Request:
+def open_inference(image: bytes, model: Model = DEMO) -> Request:
     """Numbers in a flat list, to the Open Inference Protocol's REST API."""
-    values = pixels(image)
+    values = pixels(image, model)
     tensor = {"name": INPUT, "datatype": "UINT8", "shape": values.shape}
     document = {"inputs": [{**tensor, "data": values.ravel().tolist()}]}
-    return Request(OPEN_INFERENCE, JSON, json.dumps(document).encode())
+    return Request(model.infer_path, JSON, json.dumps(document).encode())
 
 
-def open_inference_binary(image: bytes) -> Request:
+def open_inference_binary(image: bytes, model: Model = DEMO) -> Request:
     """Bytes behind the JSON, to the same; the outputs come so too."""
-    values = pixels(image)
+    values = pixels(image, model)
     content = values.tobytes()
     tensor = {"name": INPUT, "datatype": "UINT8", "shape": values.shape}
     document = {
@@ -58,43 +79,46 @@ def open_inference_binary(image: bytes) -> Request:
         "content-type": "application/octet-stream",
         "inference-header-content-length": str(len(text)),
     }
-    return Request(OPEN_INFERENCE, headers, text + content)
+    return Request(model.infer_path, headers, text + content)
 
 
-def predict(image: bytes) -> bytes:
+def predict(image: bytes, model: Model = DEMO) -> bytes:
     """Bytes in a `PredictRequest` of TensorFlow Serving."""
     return PredictRequest(
-        model_spec=ModelSpec(name=MODEL),
-        inputs={INPUT: to_tensor_proto(pixels(image))},
+        model_spec=ModelSpec(name=model.name),
+        inputs={INPUT: to_tensor_proto(pixels(image, model))},
     ).SerializeToString()
 
 
-def model_infer(image: bytes) -> bytes:
+def model_infer(image: bytes, model: Model = DEMO) -> bytes:
     """Bytes in a `ModelInferRequest` of the Open Inference Protocol."""
-    values = pixels(image)
-    return _raw_infer("UINT8", values.shape, values.tobytes())
+    values = pixels(image, model)
+    return _raw_infer(model, "UINT8", values.shape, values.tobytes())
 
 
-def model_infer_file(image: bytes) -> bytes:
+def model_infer_file(image: bytes, model: Model = DEMO) -> bytes:
     """A JPEG in the same."""
-    return _raw_infer("BYTES", (1,), len(image).to_bytes(4, "little") + image)
+    content = len(image).to_bytes(4, "little") + image
+    return _raw_infer(model, "BYTES", (1,), content)
 
 
-def _raw_infer(datatype: str, shape: Sequence[int], content: bytes) -> bytes:
+def _raw_infer(
+    model: Model, datatype: str, shape: Sequence[int], content: bytes
+) -> bytes:
     tensor = ModelInferRequest.InferInputTensor(
         name=INPUT, datatype=datatype, shape=shape
     )
     return ModelInferRequest(
-        model_name=MODEL, inputs=[tensor], raw_input_contents=[content]
+        model_name=model.name, inputs=[tensor], raw_input_contents=[content]
     ).SerializeToString()
 
 
-def classify(image: bytes) -> bytes:
+def classify(image: bytes, model: Model = DEMO) -> bytes:
     """A JPEG in a `ClassifyRequest` of the gateway's own."""
-    return ClassifyRequest(model=MODEL, images=[image]).SerializeToString()
+    return ClassifyRequest(model=model.name, images=[image]).SerializeToString()
 
 
 def classify_in_stream(image: bytes) -> bytes:
     """A JPEG in a `ClassifyStreamRequest`, without the id."""
-    request = ClassifyRequest(model=MODEL, images=[image])
+    request = ClassifyRequest(model=DEMO.name, images=[image])
     return ClassifyStreamRequest(request=request).SerializeToString()

@@ -1,15 +1,14 @@
 """The same 28×28 image over each protocol that the gateway speaks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import grpc
-import numpy as np
-import orjson
 
 from loadtest import client, grpc_baseline, grpc_client
+from loadtest import protocol_answers as answers
 from loadtest import protocol_requests as requests
 from loadtest.client import Measurement, Request
 from loadtest.gateway import grpc_address
@@ -18,17 +17,10 @@ from loadtest.overhead import CLASSIFY, raw
 from loadtest.processes import Server
 from loadtest.workloads import ANSWER_SECONDS, post
 from proto.blockserve.v1.image_classifier_pb2 import (
-    ClassifyResponse,
     ClassifyStreamRequest,
     ClassifyStreamResponse,
 )
-from proto.inference.infer_pb2 import ModelInferResponse
-from proto.tensorflow.serving.predict_pb2 import PredictResponse
-from proto.tensors import from_tensor_proto
 
-OUTPUT: Final = "probabilities"
-CLASSES: Final = 10
-FLOAT32: Final = np.dtype("<f4")
 OPEN_INFERENCE_GRPC: Final = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -184,80 +176,57 @@ class OverStream(OverGrpc):
         ]
 
 
-def _largest(values: Any) -> int:
-    return int(np.argmax(values))
-
-
-def _of_floats(content: bytes) -> int:
-    return _largest(np.frombuffer(content, FLOAT32))
-
-
-def _of_predictions(answer: Mapping[str, Any]) -> int:
-    index: int = answer["results"][0]["predictions"][0]["index"]
-    return index
-
-
-def _of_response(answer: ClassifyResponse) -> int:
-    return answer.results[0].predictions[0].index
-
-
 RAW_JPEG: Final = "HTTP, JPEG"
 SUBJECTS: Final[Sequence[Subject]] = (
     OverHttp(
         name=RAW_JPEG,
         request=raw(CLASSIFY),
-        best=lambda answer: _of_predictions(orjson.loads(answer)),
+        best=answers.of_predictions,
     ),
     OverHttp(
         name="TF Serving REST, JSON",
         request=requests.tf_serving,
-        best=lambda answer: _largest(orjson.loads(answer)["predictions"][0]),
+        best=answers.of_tf_serving,
     ),
     OverHttp(
         name="Open Inference REST, JSON",
         request=requests.open_inference,
-        best=lambda answer: _largest(orjson.loads(answer)["outputs"][0]["data"]),
+        best=answers.of_open_inference,
     ),
     OverHttp(
         name="Open Inference REST, binary",
         request=requests.open_inference_binary,
-        best=lambda answer: _of_floats(answer[-CLASSES * FLOAT32.itemsize :]),
+        best=answers.of_open_inference_binary,
     ),
     OverGrpc(
         name="TF Serving gRPC, pixels",
         method="/tensorflow.serving.PredictionService/Predict",
         message=requests.predict,
-        best=lambda answer: _largest(
-            from_tensor_proto(PredictResponse.FromString(answer).outputs[OUTPUT])
-        ),
+        best=answers.of_predict,
     ),
     OverGrpc(
         name="Open Inference gRPC, pixels",
         method=OPEN_INFERENCE_GRPC,
         message=requests.model_infer,
-        best=lambda answer: _of_floats(
-            ModelInferResponse.FromString(answer).raw_output_contents[0]
-        ),
+        best=answers.of_model_infer,
     ),
     OverGrpc(
         name="Open Inference gRPC, JPEG",
         method=OPEN_INFERENCE_GRPC,
         message=requests.model_infer_file,
-        best=lambda answer: _of_floats(
-            ModelInferResponse.FromString(answer).raw_output_contents[0]
-        ),
+        best=answers.of_model_infer,
     ),
     OverGrpc(
         name="own gRPC, JPEG",
         method="/blockserve.v1.ImageClassifier/Classify",
         message=requests.classify,
-        best=lambda answer: _of_response(ClassifyResponse.FromString(answer)),
+        best=answers.of_classify,
     ),
     OverStream(
         name="own gRPC, JPEG, stream",
         method="/blockserve.v1.ImageClassifier/ClassifyStream",
         message=requests.classify_in_stream,
-        best=lambda answer: _of_response(
+        best=lambda answer: answers.of_response(
             ClassifyStreamResponse.FromString(answer).response
         ),
     ),
@@ -267,5 +236,5 @@ BARE_GRPC: Final = OverGrpc(
     name="bare grpc.aio",
     method=grpc_baseline.METHOD,
     message=requests.classify,
-    best=lambda answer: _of_response(ClassifyResponse.FromString(answer)),
+    best=answers.of_classify,
 )
