@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from loadtest.client import Request
-from loadtest.workloads import DIGIT_SHAPE
+from loadtest.workloads import DIGIT_SHAPE, JPEG_HEADERS
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyRequest,
     ClassifyStreamRequest,
@@ -48,6 +48,11 @@ def pixels(image: bytes, model: Model = DEMO) -> Any:
     if read.size != (width, height):
         read = read.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(read).reshape(1, *model.shape)
+
+
+def image_file(image: bytes, model: Model = DEMO) -> Request:
+    """The JPEG itself, to the gateway's own `/classify`."""
+    return Request(f"/models/{model.name}/classify", JPEG_HEADERS, image)
 
 
 def tf_serving(image: bytes, model: Model = DEMO) -> Request:
