@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.exception import StopTest
 from locust.runners import MasterRunner
 
-from loadtest.shapes import Capacity, Ramp, Soak, Spike, StagedShape, Step
+from loadtest.staged import Capacity, Ramp, Soak, Spike, StagedShape, Step
 from loadtest.users.base import ImageUser
 from loadtest.users.command_line import add_options, weights_of
 from loadtest.users.http_image import HttpImage
@@ -70,7 +70,7 @@ def settle(environment: Environment, **_: Any) -> None:
         if issubclass(user, ImageUser) and user.protocol in weights
     ]
     if not environment.user_classes:
-        raise ValueError("no users are left: look at --mix and --tags")
+        raise SystemExit("no users are left: look at --mix and --tags")
     for user in USERS:
         user.weight = weights.get(user.protocol, 0)
     if not environment.stop_timeout:
@@ -96,7 +96,7 @@ def prepare(environment: Environment, **_: Any) -> None:
                 user.prepare(subject)
     except Exception as error:
         environment.process_exit_code = 1
-        raise StopTest(f"{host} does not answer as it should: {error!r}") from error
+        raise StopTest(f"{host} does not answer as it should: {error!r}") from None
     if environment.shape_class:
         # Its time begins now.
         environment.shape_class.reset_time()
@@ -105,13 +105,16 @@ def prepare(environment: Environment, **_: Any) -> None:
 def _weights(options: Any) -> Mapping[str, float]:
     """By the tags of those who are to ask."""
     every = {user.protocol for user in USERS}
-    mix = weights_of(options.mix) or dict.fromkeys(every, 1.0)
+    try:
+        mix = weights_of(options.mix) or dict.fromkeys(every, 1.0)
+    except ValueError as error:
+        raise SystemExit(f"--mix {options.mix}: {error}") from None
     tags, excluded = options.tags or every, options.exclude_tags or ()
     unknown = {*mix, *tags, *excluded} - every
     if unknown:
-        raise ValueError(f"no such tags: {sorted(unknown)}; there are {sorted(every)}")
+        raise SystemExit(f"no such tags: {sorted(unknown)}; there are {sorted(every)}")
     if options.shape and not options.user_rate > 0:
-        raise ValueError("a shape needs users with a rate: --user-rate above 0")
+        raise SystemExit("a shape needs users with a rate: --user-rate above 0")
     return {
         tag: weight
         for tag, weight in mix.items()

@@ -5,17 +5,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import cycle
 from time import perf_counter
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from locust import User
 from locust.env import Environment
 
+from loadtest.outcomes import MILLISECONDS
 from loadtest.users.pacing import Pace
 from loadtest.users.subject import Question, Subject
-
-MILLISECONDS: Final = 1000
-# Ends the name of an entry of the statistics: the server was full, and said so at once.
-REFUSED: Final = " (refused)"
 
 
 class Failed(Exception):

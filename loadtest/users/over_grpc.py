@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Final
 import grpc
 import grpc.experimental.gevent
 
+from loadtest.outcomes import REFUSED
 from loadtest.protocol_requests import Model
-from loadtest.users.base import REFUSED, Failed, ImageUser, milliseconds_since
+from loadtest.users.base import Failed, ImageUser, milliseconds_since
 from loadtest.users.subject import Subject
 
 # A gateway's workers share the connections, and not the calls.

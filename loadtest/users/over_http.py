@@ -1,14 +1,17 @@
 """Users over HTTP: one connection each, which is kept."""
 
+import ssl
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Final
 
 import httpx
 from locust import FastHttpUser
 
 from loadtest.client import Request
+from loadtest.outcomes import REFUSED
 from loadtest.protocol_requests import Model
-from loadtest.users.base import REFUSED, Failed, ImageUser, milliseconds_since
+from loadtest.users.base import Failed, ImageUser, milliseconds_since
 from loadtest.users.subject import Subject
 
 SHOWN_CHARACTERS: Final = 200
@@ -22,6 +25,9 @@ class HttpImageUser(ImageUser, FastHttpUser):
     """
 
     abstract = True
+    # Each user would make a context of its own, which takes a millisecond in which no
+    # other user sends.
+    ssl_context_factory = staticmethod(cache(ssl.create_default_context))
     request: "ClassVar[staticmethod[[bytes, Model], Request]]"
 
     @classmethod
