@@ -80,9 +80,7 @@ class Table:
             ValueError: One of them is below 0.
         """
         if min(rate, duration_seconds) < 0:
-            raise ValueError(
-                f"expected a rate and a time, not {rate, duration_seconds}"
-            )
+            raise ValueError(f"below 0: a rate of {rate}, {duration_seconds} s")
         highest = max(stage.highest for stage in self.stages)
         whole = sum(stage.duration_seconds for stage in self.stages)
         scale = {

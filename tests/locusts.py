@@ -1,6 +1,7 @@
 """Runs of the real Locust, and servers that it cannot be content with."""
 
 import json
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -183,6 +184,49 @@ def answering_grpc(behaviour: Behaviour) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
+
+
+@contextmanager
+def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Locust as it is started by hand, until the block ends; it has a minute."""
+    with subprocess.Popen(
+        [LOCUST, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        alarm = threading.Timer(MOST_SECONDS, process.kill)
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            process.kill()
+
+
+def logged(process: subprocess.Popen[str], text: str) -> str:
+    """The line of its log in which the text comes first.
+
+    Raises:
+        AssertionError: It ended without it; says what it logged.
+    """
+    assert process.stderr is not None
+    before = []
+    for line in process.stderr:
+        if text in line:
+            return line
+        before.append(line)
+    raise AssertionError("".join(before))
+
+
+def free_port() -> int:
+    """A port that nobody listens at just now."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
 
 
 def refused(entry: str) -> str:
