@@ -59,6 +59,7 @@ lock: ## Pin every dependency anew (needs uv on the PATH)
 	$(LOCK) --upgrade --extra dev --group install -o deploy/lock/dev.txt
 	$(LOCK) --extra build --group install -c deploy/lock/dev.txt -o deploy/lock/serve.txt
 	$(LOCK) --extra tracing --group install -c deploy/lock/dev.txt -o deploy/lock/gateway.txt
+	$(LOCK) --extra loadtest --group install -c deploy/lock/dev.txt -o deploy/lock/loadtest.txt
 
 clean: ## Remove the environment and caches (the model repository stays)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
