@@ -1,5 +1,5 @@
-# Two images: the gateway, which holds no TensorFlow, and `--target build`, the build
-# step. The lock files name every package with its hash; all come as wheels.
+# Three images: the gateway, which holds no TensorFlow, `--target build`, the build step,
+# and `--target loadtest`, Locust with our users. The lock files name every package with its hash; all come as wheels.
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS base
@@ -41,6 +41,12 @@ RUN pip install --only-binary=:all: --require-hashes -r deploy/lock/serve.txt
 COPY --from=wheel /wheel /wheel
 RUN pip install /wheel/*.whl
 
+FROM gateway-packages AS loadtest-packages
+COPY deploy/lock/loadtest.txt deploy/lock/
+RUN pip install --only-binary=:all: --require-hashes -r deploy/lock/loadtest.txt
+COPY --from=wheel /wheel /wheel
+RUN pip install /wheel/*.whl
+
 FROM gateway-packages AS gateway-installed
 COPY --from=wheel /wheel /wheel
 RUN pip install /wheel/*.whl
@@ -57,6 +63,15 @@ COPY --from=build-packages /opt/blockserve /opt/blockserve
 USER 10001:10001
 ENTRYPOINT ["blockserve"]
 CMD ["build"]
+
+FROM base AS loadtest
+ENV LOCUST_LOCUSTFILE=/source/loadtest/locustfile.py
+COPY --from=loadtest-packages /opt/blockserve /opt/blockserve
+COPY --from=wheel /source/loadtest/locustfile.py /source/loadtest/
+USER 10001:10001
+EXPOSE 8089
+ENTRYPOINT ["locust"]
+CMD ["--help"]
 
 FROM base AS gateway
 COPY --from=gateway-installed /opt/blockserve /opt/blockserve

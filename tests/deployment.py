@@ -19,7 +19,9 @@ from tests.support import only
 ROOT: Final = Path(__file__).parents[1]
 PROGRAMS: Final = Path(sys.executable).parent
 COMPOSE_FILES: Final = ("docker-compose.yml", "docker-compose.cpu.yml")
-HTTP_PORT, GRPC_PORT = 8000, 8001
+HTTP_PORT, GRPC_PORT, LOCUST_PORT = 8000, 8001, 8089
+# Tests look at all services; this is how they are asked for.
+ALL_SERVICES: Final = {"COMPOSE_PROFILES": "loadtest"}
 
 
 def compose(
@@ -30,7 +32,7 @@ def compose(
     done = subprocess.run(
         [PROGRAMS / "docker-compose", "--env-file", os.devnull, *named, *command],
         cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
+        env={"PATH": os.environ["PATH"], **ALL_SERVICES, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -23,6 +23,7 @@ from tests.deployment import (
     COMPOSE_FILES,
     GRPC_PORT,
     HTTP_PORT,
+    LOCUST_PORT,
     ROOT,
     answering,
     compose,
@@ -40,6 +41,12 @@ FLAGS: Final = frozenset(
     .read_text(encoding="utf-8")
     .split()
 )
+
+
+def test_the_load_test_starts_only_where_it_is_asked_for() -> None:
+    everything, usual = services(), services(COMPOSE_PROFILES="")
+    assert everything.keys() - usual.keys() == {"locust", "locust-worker"}
+    assert services(LOCUST_WORKERS="7")["locust-worker"]["deploy"]["replicas"] == 7
 
 
 @pytest.mark.parametrize("files", [COMPOSE_FILES[:1], COMPOSE_FILES])
@@ -113,6 +120,7 @@ def test_nothing_is_reachable_but_from_this_machine() -> None:
         ("gateway", "127.0.0.1", GRPC_PORT),
         ("prometheus", "127.0.0.1", 9090),
         ("grafana", "127.0.0.1", 3000),
+        ("locust", "127.0.0.1", LOCUST_PORT),
     }
     everywhere = services(BIND_ADDRESS="0.0.0.0")  # noqa: S104, not bound here
     opened = {
@@ -130,7 +138,7 @@ def test_no_service_has_more_rights_than_it_needs() -> None:
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert "privileged" not in service
-    assert found["gateway"]["read_only"]
+    assert all(found[name]["read_only"] for name in ("gateway", "locust"))
     assert found["build"]["network_mode"] == "none"
     writers = {
         name
@@ -152,6 +160,8 @@ def test_each_service_waits_for_what_it_needs() -> None:
         "tfserving": {"build": "service_completed_successfully"},
         "gateway": {"tfserving": "service_healthy"},
         "grafana": {"prometheus": "service_healthy"},
+        "locust": {"gateway": "service_healthy"},
+        "locust-worker": {"locust": "service_started"},
     }
     assert "restart" not in found["build"]
     assert all(s["restart"] for name, s in found.items() if name != "build")
@@ -337,7 +347,7 @@ def test_the_guide_names_what_there_is() -> None:
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     for name in re.findall(r"`([A-Z_]{4,})(?:=[^`]*)?`", guide):
         assert f"{name}=" in example or name == "COMPOSE_FILE", name
-    rows = re.findall(r"^\| `(\w+)` \|", guide, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \|", guide, re.MULTILINE)
     assert set(rows) == set(services())
     *_, by_hand = re.findall(r"^```sh\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     build, script, serve = by_hand.splitlines()

@@ -38,8 +38,17 @@ def test_hadolint_has_nothing_to_say() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("target", ["gateway", "build"])
-def test_an_image_runs_our_program_as_nobody_in_particular(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "program", "argument"),
+    [
+        ("gateway", "blockserve", "serve"),
+        ("build", "blockserve", "build"),
+        ("loadtest", "locust", "--help"),
+    ],
+)
+def test_an_image_runs_its_program_as_nobody_in_particular(
+    target: str, program: str, argument: str
+) -> None:
     arguments, stages = dockerfile()
     assert list(stages)[-1] == "gateway"  # what is built where no target is named
     stage = stages[target]
@@ -47,8 +56,8 @@ def test_an_image_runs_our_program_as_nobody_in_particular(target: str) -> None:
     assert stages["base"].base == "${PYTHON_IMAGE}"
     assert arguments.keys() == {"PYTHON_IMAGE"}
     assert stage.all("USER") == ["10001:10001"]
-    assert json.loads(only(stage.all("ENTRYPOINT"))) == ["blockserve"]
-    assert json.loads(only(stage.all("CMD")))[0] in {"build", "serve"}
+    assert json.loads(only(stage.all("ENTRYPOINT"))) == [program]
+    assert json.loads(only(stage.all("CMD")))[0] == argument
     assert all("pip" not in text for text in stage.all("RUN"))
 
 
@@ -208,3 +217,25 @@ def test_the_build_image_s_packages_are_enough_to_build(tmp_path: Path) -> None:
     )
     assert (tmp_path / "models/lenet/1/saved_model.pb").is_file()
     assert list(tmp_path.joinpath("empty").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_load_test_image_s_packages_are_enough_to_ask(
+    gateway_url: str, grpc_address: str, tmp_path: Path
+) -> None:
+    engine = Engine(tmp_path)
+    engine.build("base", "gateway-packages", "wheel", "loadtest-packages", "loadtest")
+    (tmp_path / "empty").mkdir()
+    addresses = ("--host", gateway_url, "--grpc-host", grpc_address)
+    load = ("--headless", "--run-time", "5s", "--users", "12", "--spawn-rate", "12")
+    done = subprocess.run(
+        [tmp_path / "opt/blockserve/bin/locust", *addresses, *load, "--json"],
+        cwd=tmp_path / "empty",
+        env=engine.environment,
+        check=True,
+        capture_output=True,
+    )
+    assert len(json.loads(done.stdout)) == 6
+    program = tmp_path / "opt/blockserve/bin/python"
+    photographs = "from loadtest.workloads import photographs; photographs()"
+    subprocess.run([program, "-c", photographs], cwd=tmp_path / "empty", check=True)
