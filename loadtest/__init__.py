@@ -13,6 +13,9 @@
     python -m loadtest.compare                other model servers, same model
     python -m loadtest.gpu                    what a GPU does, by runtime and precision
 
+Locust's users and shapes are here, too, to put load on a gateway that runs:
+docs/loadtest.md.
+
 Subjects that are compared are measured in the same run and in turn, round by round, for
 a shared machine is faster at some times than at others: trust the ratios. The load
 comes from the same machine, so each table tells what the generator itself took.

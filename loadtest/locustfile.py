@@ -8,13 +8,13 @@ take the directory: it would import each file below under its bare name, `client
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from locust import events, runners, stats
 from locust.env import Environment
 from locust.exception import StopTest
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
 from loadtest.staged import Capacity, Ramp, Soak, Spike, StagedShape, Step
 from loadtest.users.base import ImageUser
@@ -67,7 +67,10 @@ stats.bucket_response_time = finer  # type: ignore[assignment]  # whole there
 def settle(environment: Environment, **_: Any) -> None:
     """Choose users, their weights and the shape; what is raised here ends Locust."""
     options: Any = environment.parsed_options
-    _choose(environment)
+    try:
+        _choose(environment)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
     if not environment.stop_timeout:
         # What is under way at the end may be what took longest.
         environment.stop_timeout = options.patience
@@ -78,41 +81,80 @@ def settle(environment: Environment, **_: Any) -> None:
     environment.shape_class = named.get(options.shape)
     if environment.shape_class:
         environment.shape_class.runner = environment.runner
+    if _starts_at_once(environment):
+        try:
+            _prepare(environment)
+        except Exception as error:
+            raise SystemExit(_reason(environment, error)) from None
 
 
 @events.test_start.add_listener
-def prepare(environment: Environment, **_: Any) -> None:
+def begin(environment: Environment, **_: Any) -> None:
     """Ask about every image alone, so that a wrong answer under load shows."""
-    if isinstance(environment.runner, MasterRunner):
-        return
-    host = (environment.host or ImageUser.host).rstrip("/")
+    runner, options = environment.runner, environment.parsed_options
     try:
-        subject = subject_of(environment.parsed_options, host)
-        # A worker has the master's options only now.
-        for user in _choose(environment):
-            user.prepare(subject)
+        if isinstance(runner, MasterRunner):
+            # All options that are not Locust's own are sent to workers.
+            chosen = [user.protocol for user in _choose(environment)]
+            options.protocols = chosen  # type: ignore[union-attr]
+        elif not _starts_at_once(environment):
+            _prepare(environment)
     except Exception as error:
-        reason = f"{host} does not answer as it should: {error!r}"
+        reason = _reason(environment, error)
         environment.process_exit_code = 1
-        if isinstance(environment.runner, WorkerRunner):
-            environment.runner.send_message(UNPREPARED, {"reason": reason})
-            environment.runner.quit()
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(UNPREPARED, {"reason": reason})
+            runner.quit()
         raise StopTest(reason) from None
     if environment.shape_class:
         # Its time begins now.
         environment.shape_class.reset_time()
 
 
+def _starts_at_once(environment: Environment) -> bool:
+    """Whether the time of the only run begins before it starts, as `--run-time` does.
+
+    What is prepared when it starts would be taken from that time.
+    """
+    options: Any = environment.parsed_options
+    return isinstance(environment.runner, LocalRunner) and options.headless
+
+
+def _prepare(environment: Environment) -> None:
+    subject = subject_of(environment.parsed_options, _host(environment))
+    for user in _choose(environment):
+        user.prepare(subject)
+
+
+def _host(environment: Environment) -> str:
+    return (environment.host or ImageUser.host).rstrip("/")
+
+
+def _reason(environment: Environment, error: Exception) -> str:
+    return f"{_host(environment)} does not answer as it should: {error!r}"
+
+
 def _choose(environment: Environment) -> Sequence[type[ImageUser]]:
-    """Leave users with a weight, and tags that were wanted; they are returned."""
-    weights = _weights(environment.parsed_options)
+    """Leave users with a weight, and tags that were wanted; they are returned.
+
+    Raises:
+        ValueError: Nobody is left, or the options make no sense.
+    """
+    options = environment.parsed_options
+    weights = _weights(options)
+    users: Iterable[Any] = environment.user_classes
+    if isinstance(environment.runner, WorkerRunner):
+        # The master has chosen, perhaps others than for the run before.
+        users = (environment.available_user_classes or {}).values()
+        wanted = getattr(options, "protocols", weights)
+        weights = {tag: weight for tag, weight in weights.items() if tag in wanted}
     chosen: list[type[ImageUser]] = [
         user
-        for user in environment.user_classes
+        for user in users
         if issubclass(user, ImageUser) and user.protocol in weights
     ]
     if not chosen:
-        raise SystemExit("no users are left: look at --mix and --tags")
+        raise ValueError("no users are left: look at --mix and --tags")
     for user in chosen:
         user.weight = weights[user.protocol]
     environment.user_classes = list(chosen)
@@ -126,20 +168,20 @@ def _give_up(environment: Environment, msg: Any, **_: Any) -> None:
 
 
 def _weights(options: Any) -> Mapping[str, float]:
-    """By the tags of those who are to ask."""
+    """By the tags of those who are to ask; raises as `_choose`."""
     every = {user.protocol for user in USERS}
     try:
         mix = weights_of(options.mix) or dict.fromkeys(every, 1.0)
     except ValueError as error:
-        raise SystemExit(f"--mix {options.mix}: {error}") from None
+        raise ValueError(f"--mix {options.mix}: {error}") from None
     tags, excluded = options.tags or every, options.exclude_tags or ()
     unknown = {*mix, *tags, *excluded} - every
     if unknown:
-        raise SystemExit(f"no such tags: {sorted(unknown)}; there are {sorted(every)}")
+        raise ValueError(f"no such tags: {sorted(unknown)}; there are {sorted(every)}")
     if min(options.rate, options.duration, options.user_rate) < 0:
-        raise SystemExit("--rate, --duration and --user-rate are never below 0")
+        raise ValueError("--rate, --duration and --user-rate are never below 0")
     if options.shape and not options.user_rate:
-        raise SystemExit("a shape needs users with a rate: --user-rate above 0")
+        raise ValueError("a shape needs users with a rate: --user-rate above 0")
     return {
         tag: weight
         for tag, weight in mix.items()

@@ -6,6 +6,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from tests.deployment import services
 from tests.locusts import (
     HTTP_ENTRY,
     Answer,
@@ -35,7 +36,10 @@ def until_asked(ui: httpx.Client) -> dict[str, Any]:
 
 
 def web_ui(port: int) -> httpx.Client:
-    return httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+    # It says that it starts, and listens a moment later.
+    patient = httpx.HTTPTransport(retries=10)
+    base = f"http://127.0.0.1:{port}"
+    return httpx.Client(base_url=base, timeout=10, transport=patient)
 
 
 def test_the_web_ui_starts_and_shows_a_run(host: str) -> None:
@@ -71,19 +75,31 @@ def test_the_web_ui_offers_the_shapes_with_its_picker(host: str) -> None:
             assert ui.post("/stop").json()["success"]
 
 
-def test_a_master_has_its_workers_ask(host: str) -> None:
+def test_a_master_has_its_workers_ask_with_the_commands_of_compose(host: str) -> None:
     """What is asked is said to the master alone."""
     port, web_port = str(free_port()), free_port()
     bind = ("--master-bind-host", "127.0.0.1", "--master-bind-port", port)
-    ui = ("--web-host", "127.0.0.1", "--web-port", str(web_port), "--autostart")
-    load = ("--host", host, "--tags", "http", "--users", "4", "--user-rate", "10")
-    worker = ("--worker", "--master-host", "127.0.0.1", "--master-port", port)
+    ui = ("--web-host", "127.0.0.1", "--web-port", str(web_port))
+    found = services()
+    command = [
+        argument.replace("http://gateway:8000", host)
+        for argument in found["locust"]["command"]
+    ]
+    assert host in command
+    worker = [
+        "127.0.0.1" if argument == "locust" else argument
+        for argument in found["locust-worker"]["command"]
+    ]
+    assert "127.0.0.1" in worker
     with (
-        running("--master", *bind, *ui, *load, "--expect-workers", "1") as master,
-        running(*worker) as working,
+        running(*command, *bind, *ui) as master,
+        running(*worker, "--master-port", port) as working,
     ):
         logged(master, "1 workers connected")
         with web_ui(web_port) as client:
+            form = {"user_count": "4", "spawn_rate": "4", "user_rate": "10"}
+            form |= {"user_classes": "HttpImage", "host": host}
+            assert client.post("/swarm", data=form).json()["success"]
             told = until_asked(client)
             assert told["entries"][HTTP_ENTRY]["num_failures"] == 0
             (one,) = told["workers"]

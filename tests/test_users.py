@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event, Lock
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from loadtest.protocol_requests import Model, pixels
-from loadtest.users.command_line import weights_of
+from loadtest.shapes import SHAPES
+from loadtest.users.command_line import add_options, weights_of
 from loadtest.users.pacing import Pace
 from loadtest.users.subject import IMAGES
 from loadtest.workloads import digits
+from tests.deployment import ROOT
 from tests.locusts import (
     GRPC_ENTRY,
     HTTP_ENTRY,
@@ -91,7 +93,7 @@ def test_tags_and_weights_choose_who_asks(stub: tuple[str, str]) -> None:
 
 def test_as_many_processes_as_are_wanted_ask_over_grpc(stub: tuple[str, str]) -> None:
     host, grpc_host = stub
-    load = ("--users", "4", "--spawn-rate", "4", "--run-time", "2s", "--tags", "grpc")
+    load = ("--users", "4", "--spawn-rate", "4", "--run-time", "3s", "--tags", "grpc")
     run = locust(*load, "--processes", "2", host=host, grpc_host=grpc_host)
     assert run.status == 0, run.log
     assert run["grpc", GRPC_ENTRY].requests >= 4
@@ -222,6 +224,34 @@ def test_a_pace_forgets_nothing_that_was_due() -> None:
     assert pace.due_seconds == pytest.approx(10.3)
     assert pace.next(10.35) == pytest.approx(0.05)
     assert pace.due_seconds == pytest.approx(10.4)
+
+
+class Recorded:
+    """Stands for Locust's parser, and keeps the names of options and their defaults."""
+
+    def __init__(self) -> None:
+        self.defaults: dict[str, Any] = {}
+
+    def add_argument(self, name: str, *, default: Any, **_: Any) -> None:
+        self.defaults[name] = default
+
+
+def test_the_guide_names_every_option_tag_and_shape() -> None:
+    guide = (ROOT / "docs/loadtest.md").read_text(encoding="utf-8")
+    rows = {
+        name: row
+        for row in guide.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([^`]*)`", row.split("|")[1])
+    }
+    recorded = Recorded()
+    add_options(recorded)
+    assert {name for name in rows if name[:2] == "--"} == {*recorded.defaults, "--host"}
+    for name, default in recorded.defaults.items():
+        if default and name != "--token":
+            shown = f"{default:g}" if isinstance(default, float) else f"`{default}`"
+            assert rows[name].split("|")[2].strip() == shown
+    assert ENTRIES.keys() | SHAPES.keys() == {n for n in rows if n[:2] != "--"}
 
 
 def test_weights_are_read_from_one_argument() -> None:
