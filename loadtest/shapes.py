@@ -6,7 +6,8 @@
 `--shape NAME` chooses one; `--rate` and `--duration` stretch its table. A stage's rate
 is what is sent, whatever becomes of it (see `loadtest.users.pacing`): so many users
 that each sends `--user-rate` requests a second. `capacity` is a table whose stages end
-with the first that breaks the objective, or answers hardly more than the one before.
+with the first that twice breaks the objective, or answers hardly more than the one
+before: once may be the machine's fault.
 Nothing here imports Locust, which changes the process that imports it.
 """
 
@@ -66,8 +67,8 @@ class Table:
     """Stages, one after the other.
 
     Attributes:
-        until_broken: No stage follows one that broke the objective, or answered hardly
-            more than the one before it.
+        until_broken: A stage that breaks the objective, or answers hardly more than the
+            one before, is tried again; if it does so again, it is the last.
     """
 
     stages: Sequence[Stage]
@@ -115,6 +116,7 @@ class Walk:
         self.outcomes: list[Outcome] = []
         self._stages = iter(table.stages)
         self._until_broken = table.until_broken
+        self._tried_again = False
         self._user_rate = user_rate
         self._slo_seconds = slo_seconds
         self._stage: Stage | None = None
@@ -137,8 +139,12 @@ class Walk:
             self._window = self._window or (now_seconds, counted)
             return self._users_for(stage.rate_at(elapsed))
         self.close(now_seconds, counted)
-        if self._until_broken and self._broken():
+        broken = self._until_broken and self._broken()
+        if broken and self._tried_again:
             return None
+        if broken:
+            self._stages = iter((stage, *self._stages))
+        self._tried_again = broken
         return self._begin(now_seconds)
 
     def close(self, now_seconds: float, counted: Totals) -> None:
@@ -170,8 +176,8 @@ class Walk:
         if not last.within_slo:
             return True
         sent, answered = last.requests_per_second, last.answered_per_second
-        if len(self.outcomes) == 1 or answered >= KEPT_UP * sent:
+        lower = [one for one in self.outcomes if one.requests_per_second < sent]
+        if not lower or answered >= KEPT_UP * sent:
             return False
-        before = self.outcomes[-2]
-        more_sent = sent - before.requests_per_second
-        return answered - before.answered_per_second < GAIN * more_sent
+        more_sent = sent - lower[-1].requests_per_second
+        return answered - lower[-1].answered_per_second < GAIN * more_sent

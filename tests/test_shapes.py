@@ -99,13 +99,13 @@ def test_a_walk_measures_each_stage_but_for_its_first_second() -> None:
 STEPS = Table(tuple(Stage(5, 10 * 2**n) for n in range(8)), until_broken=True)
 
 
-def test_steps_end_with_the_first_that_breaks_the_objective() -> None:
+def test_steps_end_with_the_first_that_breaks_the_objective_twice() -> None:
     walk = Walk(STEPS, user_rate=1, slo_seconds=0.1)
     assert max(walked(walk, most_per_second=100)) == 160
-    *within, broken = walk.outcomes
+    *within, broken, again = walk.outcomes
     assert all(one.within_slo for one in within)
     assert not broken.within_slo
-    assert broken.refused == 4 * 60
+    assert broken.refused == again.refused == 4 * 60
     assert capacity_per_second(walk.outcomes) == 80
 
 
@@ -119,8 +119,24 @@ def test_steps_end_where_throughput_stops_growing() -> None:
             break
         sent += min(users, 50)
     rates = [one.answered_per_second for one in walk.outcomes]
-    assert rates == [10, 20, 40, 50]
+    assert rates == [10, 20, 40, 50, 50]
     assert capacity_per_second(walk.outcomes) == 50
+
+
+def test_a_step_that_breaks_once_is_tried_again_and_goes_on() -> None:
+    walk = Walk(STEPS, user_rate=1, slo_seconds=0.1)
+    sent = late = 0
+    rates: list[int] = []
+    for second in range(1000):
+        totals = Totals(requests=sent, milliseconds={5: sent - late, 900: late})
+        users = walk.users(float(second), totals)
+        if users is None:
+            break
+        rates.append(users)
+        sent += users
+        late += users if second == 7 else 0
+    assert rates[5:20] == [20] * 10 + [40] * 5
+    assert capacity_per_second(walk.outcomes) == 1280
 
 
 def test_all_steps_are_taken_where_nothing_breaks() -> None:
@@ -207,10 +223,11 @@ def test_capacity_ends_with_the_refusals(host: str, tmp_path: Path) -> None:
     run = locust(*load, "--tags", "http", "--stages-file", str(file), host=host)
     assert run.status == 0, run.log
     told = json.loads(file.read_text(encoding="utf-8"))
-    *within, broken = told["stages"]
+    *within, broken, again = told["stages"]
     assert within
     assert all(one["within_slo"] for one in within)
     assert broken["refused"] > 0
+    assert again["refused"] > 0
     assert told["capacity_per_second"] == within[-1]["answered_per_second"]
     assert run["http", refused(HTTP_ENTRY)].failures == 0
 
