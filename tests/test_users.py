@@ -67,18 +67,18 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
 def test_users_of_every_protocol_get_right_answers(stub: tuple[str, str]) -> None:
     host, grpc_host = stub
-    load = ("--users", "12", "--spawn-rate", "12", "--run-time", "2s")
+    load = ("--users", "12", "--spawn-rate", "12", "--run-time", "1s")
     run = locust(*load, "--user-rate", "10", host=host, grpc_host=grpc_host)
     assert run.status == 0, run.log
     assert run.entries.keys() == set(ENTRIES.items())
     for entry in run.entries.values():
-        assert entry.requests >= 10
+        assert entry.requests >= 5
         assert entry.failures == 0
 
 
 def test_tags_and_weights_choose_who_asks(stub: tuple[str, str]) -> None:
     host, grpc_host = stub
-    load = ("--users", "8", "--spawn-rate", "8", "--run-time", "2s")
+    load = ("--users", "8", "--spawn-rate", "8", "--run-time", "1s")
     mix = ("--mix", "http=3,grpc=1,tf_serving_http=9", "--exclude-tags")
     run = locust(
         *(*load, "--user-rate", "20", *mix, "tf_serving_http"),
@@ -112,7 +112,7 @@ def test_answers_that_are_mixed_up_are_failures() -> None:
         mixed_up = number >= ASKED_BEFORE and number % 2
         return Answer(class_of(image) + (1 if mixed_up else 0))
 
-    load = ("--users", "2", "--run-time", "2s", "--user-rate", "20", "--tags", "http")
+    load = ("--users", "2", "--run-time", "1s", "--user-rate", "20", "--tags", "http")
     with answering_http(behave) as host:
         run = locust(*load, host=host)
     entry = run["http", HTTP_ENTRY]
@@ -132,7 +132,7 @@ def test_refusals_over_http_are_counted_apart_and_are_no_failures() -> None:
                 return Answer(status=503)
         return Answer(class_of(image))
 
-    load = ("--users", "2", "--run-time", "2s", "--user-rate", "20", "--tags", "http")
+    load = ("--users", "2", "--run-time", "1s", "--user-rate", "20", "--tags", "http")
     with answering_http(behave) as host:
         run = locust(*load, host=host)
     entry, apart = run["http", HTTP_ENTRY], run["http", refused(HTTP_ENTRY)]
@@ -157,7 +157,7 @@ def test_refusals_over_grpc_are_counted_apart_and_failures_have_their_status() -
         right = Answer(class_of(image), status=0)
         return right if asked_before else answers.get(number % 6, right)
 
-    load = ("--users", "2", "--run-time", "2s", "--user-rate", "20", "--tags", "grpc")
+    load = ("--users", "2", "--run-time", "1s", "--user-rate", "20", "--tags", "grpc")
     with (
         answering_http(lambda _, image: Answer(class_of(image))) as host,
         answering_grpc(behave) as grpc_host,
@@ -188,7 +188,7 @@ def test_a_stall_shows_where_times_count_from_when_a_request_was_due(
     assert closed.percentile_seconds(99) < STALL_SECONDS / 5
     assert intended.percentile_seconds(99) > STALL_SECONDS / 2
     assert intended.percentile_seconds(99) > 5 * closed.percentile_seconds(99)
-    # A sixth of what was due came in the stall, and a fiftieth of what was sent.
+    # A quarter of what was due came in the stall; of what was sent, one for each user.
     assert intended.percentile_seconds(90) > 5 * forgotten.percentile_seconds(90)
 
 
@@ -208,7 +208,7 @@ def stalled_run(*arguments: str) -> Entry:
         return Answer(class_of(image))
 
     with answering_http(behave) as host:
-        run = locust(*arguments, "--run-time", "3s", "--tags", "http", host=host)
+        run = locust(*arguments, "--run-time", "2s", "--tags", "http", host=host)
     assert run.status == 0, run.log
     assert over.is_set()
     return only(run.entries.values())
