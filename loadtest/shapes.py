@@ -110,10 +110,13 @@ class Walk:
 
     Attributes:
         outcomes: Of the stages that are over, where there was time to measure.
+        stage_number: Of the stage that runs, from 1; 0 before the first.
+        begun: How many stages have begun; one that is taken once more counts again.
     """
 
     def __init__(self, table: Table, *, user_rate: float, slo_seconds: float) -> None:
         self.outcomes: list[Outcome] = []
+        self.stage_number = self.begun = 0
         self._stages = iter(table.stages)
         self._until_broken = table.until_broken
         self._tried_again = False
@@ -144,6 +147,7 @@ class Walk:
             return None
         if broken:
             self._stages = iter((stage, *self._stages))
+            self.stage_number -= 1
         self._tried_again = broken
         return self._begin(now_seconds)
 
@@ -164,6 +168,8 @@ class Walk:
     def _begin(self, now_seconds: float) -> int | None:
         self._stage = next(self._stages, None)
         self._began_seconds = now_seconds
+        self.stage_number += 1
+        self.begun += 1
         return self._users_for(self._stage.rate_at(0)) if self._stage else None
 
     def _users_for(self, rate: float) -> int:

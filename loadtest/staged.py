@@ -33,6 +33,15 @@ class StagedShape(LoadTestShape):
         super().__init__()
         self._walk: Walk | None = None
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """The number of the stage that runs, from 1, and how many have begun so far.
+
+        Before the first and after the last both are 0.
+        """
+        walk = self._walk
+        return (walk.stage_number, walk.begun) if walk else (0, 0)
+
     def reset_time(self) -> None:
         """A run starts: begin with the first stage."""
         super().reset_time()
