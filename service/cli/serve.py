@@ -32,14 +32,25 @@ def serve(*, settings: Annotated[Settings | None, Parameter(name="*")] = None) -
     An empty repository gets the demo model first.
     """
     settings = settings or Settings()
-    if settings.engine != "tfserving" and _is_empty(settings.repository):
-        _build_demo(settings.repository)
+    if settings.engine != "tfserving":
+        build_demo_if_empty(settings.repository)
     logs.configure(settings.log_level, settings.log_format)
     # Imported late: the servers are not needed to say what is wrong with a setting.
     if settings.workers == 1:
         _serve_alone(settings)
     else:
         _serve_with_workers(settings)
+
+
+def build_demo_if_empty(repository: Path) -> None:
+    """Build the demo model where a repository holds nothing.
+
+    Raises:
+        InvalidSettings: It is no directory, or the build step is not installed.
+        SystemExit: The build has failed, and said why.
+    """
+    if _is_empty(repository):
+        _build_demo(repository)
 
 
 def _serve_alone(settings: Settings) -> None:
