@@ -34,6 +34,7 @@ def test_help_describes_every_command(tmp_path: Path) -> None:
     assert done.returncode == 0
     for line in (
         "architectures  List the architectures",
+        "bench          Load a gateway",
         "build          Train an architecture",
         "classify       Classify image files",
         "models         List the models",
