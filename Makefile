@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Hashes are checked, and nothing is installed that the lock does not name.
 PIP_LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
 
-.PHONY: help install serve test test-slow bench check format lock proto dashboards clean
+.PHONY: help install serve test test-slow bench load check format lock proto dashboards clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -37,6 +37,9 @@ test-slow: $(VENV)/.dev ## Run the full-size build and the other slow tests
 
 bench: $(VENV)/.dev ## Run the benchmarks, into bench_results/ (ARGS=--quick for a first impression)
 	@$(BIN)/python -m loadtest $(ARGS)
+
+load: $(VENV)/.dev ## Load a gateway with Locust and write a report (ARGS="--url http://…")
+	@$(BIN)/blockserve bench $(ARGS)
 
 check: $(VENV)/.dev ## Lint, check the format and the types
 	@$(BIN)/ruff check .

@@ -170,7 +170,7 @@ def test_the_examples_of_the_client_s_page_work_against_a_running_gateway(
 def test_the_commands_that_the_readme_names_exist() -> None:
     shell = "\n".join(code_blocks(README, "sh"))
     commands = re.findall(r"blockserve (\w+)", shell)
-    assert set(commands) == {"build", "classify", "models"}
+    assert set(commands) == {"bench", "build", "classify", "models"}
     helped = subprocess.run(
         [sys.executable, "-m", "service", "--help"],
         capture_output=True,
