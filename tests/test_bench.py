@@ -5,7 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
@@ -33,7 +33,7 @@ from loadtest.bench.slo import WrongObjective, judge
 from loadtest.bench.slo import parse as parse_objective
 from loadtest.bench.tables import stage_rows, verdict_lines, warnings, write_csv
 from loadtest.bench.target import NoTarget, running
-from loadtest.commands import Protocol, Shape
+from loadtest.commands import Options, Protocol, Shape
 from loadtest.shapes import SHAPES, Stage
 from service.metrics import ProtocolName
 from tests import runs
@@ -536,3 +536,24 @@ def test_a_shape_with_one_load_is_shown_over_time_only() -> None:
     html = page(runs.run(loads=(50,), repetitions=1))
     assert html.count("<svg ") == 1
     assert "Over time" in html
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_every_option_is_documented() -> None:
+    text = (DOCS / "loadtest.md").read_text(encoding="utf-8")
+    section = text.split("## A report with one command")[1].split("\n## ")[0]
+    for option in fields(Options):
+        assert f"`--{option.name}`" in section
+
+
+def test_the_report_in_the_documentation_needs_nothing_else() -> None:
+    path = DOCS / "loadtest/report.html"
+    html = path.read_text(encoding="utf-8")
+    found = Page()
+    found.feed(html)
+    assert found.counts["svg"] == 4
+    assert found.counts["script"] == found.counts["link"] == found.counts["img"] == 0
+    assert all(one.startswith("#") for one in found.references)
+    assert path.stat().st_size < 300_000

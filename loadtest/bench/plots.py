@@ -53,6 +53,8 @@ STYLE: Final = {
     "savefig.facecolor": "none",
 }
 SIZE: Final = re.compile(r'<svg ([^>]*?)height="[\d.]+pt"([^>]*?)width="[\d.]+pt"')
+PATH: Final = re.compile(r' (?:d|x|y)="[^"]*"')
+DIGITS: Final = re.compile(r"(\d\.\d)\d+")
 NAMED: Final = re.compile(r'(id="|url\(#|href="#)')
 
 
@@ -248,5 +250,7 @@ def _drawn(name: str, draw: Callable[..., Figure], *arguments: Any) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg ") :]
     text = SIZE.sub(r'<svg role="img" \1\2', text)
+    # A tenth of a point is finer than anybody sees, and halves the page.
+    text = PATH.sub(lambda found: DIGITS.sub(r"\1", found[0]), text)
     text = NAMED.sub(rf"\g<1>{name}-", text)
     return text.replace(INK, "currentColor")
