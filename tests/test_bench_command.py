@@ -53,6 +53,7 @@ def test_a_gateway_is_started_loaded_judged_and_ended(tmp_path: Path) -> None:
     stub_version(tmp_path / "models")
     done = blockserve_bench(
         *("--repository", "models", "--shape", "ramp", "--duration", "9"),
+        *("--processes", "2", "--protocol", "http", "--protocol", "grpc"),
         *("--repetitions", "1", "--slo", "p99<0.01ms", "--output", "out"),
         cwd=tmp_path,
     )

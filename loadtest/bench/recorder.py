@@ -91,8 +91,7 @@ class Recorder:
 def _add_option(parser: Any) -> None:
     parser.add_argument(
         "--samples",
-        type=Path,
-        default=None,
+        default="",  # a text, for the master sends it to its workers
         include_in_web_ui=False,
         help="directory for lines of JSON with what became of the requests",
     )
@@ -100,11 +99,10 @@ def _add_option(parser: Any) -> None:
 
 @events.init.add_listener
 def _listen(environment: Environment, **_: Any) -> None:
-    directory = (
-        environment.parsed_options.samples if environment.parsed_options else None
-    )
-    if directory is None:
+    options: Any = environment.parsed_options
+    if not options.samples:
         return
+    directory = Path(options.samples)
     recorder = Recorder(directory)
     environment.events.request.add_listener(recorder.request)
     environment.events.quitting.add_listener(lambda **_: recorder.flush())
