@@ -1,6 +1,7 @@
 """Runs of the real Locust, and servers that it cannot be content with."""
 
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -68,8 +69,9 @@ def locust(*arguments: str, host: str, grpc_host: str = "127.0.0.1:9") -> Run:
         check=False,
         timeout=MOST_SECONDS,
     )
-    # Worker processes print lists of their own before it, which are empty.
-    text = done.stdout.replace("[]\n", "").strip() or "[]"
+    # Worker processes print lists of their own before it, which are empty; the ends of
+    # their lines may come later.
+    text = re.sub(r"^(\s*\[\])*\s*", "", done.stdout) or "[]"
     entries = {
         (one["method"], one["name"]): Entry(
             requests=one["num_requests"],
