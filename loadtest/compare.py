@@ -3,42 +3,47 @@
     python -m loadtest.peers.install ENVIRONMENTS
     python -m loadtest.compare --environments ENVIRONMENTS [--peers NAME,…]
 
-28×28 JPEGs of digits, a closed loop of 1 and of 64 connections. Each server has the
-machine for itself and the load generator, once in every round; medians over the rounds.
-An answer counts only if its first label is that which the same image gets when it is
-sent alone.
+28×28 JPEGs of digits. First a sweep: each configuration of each peer once, in a closed
+loop of 64 connections; the fastest is compared. The gateway has its defaults. Then each
+server has the machine for itself and the load generator, once in every round: closed
+loops of 1 and of 64 connections, and open loops at fixed rates, which all are asked to
+keep up with. Medians over the rounds. An answer counts only if its first label is that
+which the same image gets when it is sent alone.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any, Final
+from typing import Final
 
 import cyclopts
 import httpx
-import matplotlib.pyplot as plt
 
-from loadtest.client import Measurement, Request, closed_loop
+from loadtest.client import Measurement, Request, closed_loop, open_loop
+from loadtest.compare_report import (
+    CONNECTIONS,
+    MANY,
+    MODEL,
+    OURS,
+    RATES_PER_SECOND,
+    Round,
+    Trial,
+    budgets,
+    closed_outcomes,
+    footprints,
+    paced_outcomes,
+    plot,
+    tables,
+)
 from loadtest.gateway import gateway
 from loadtest.overhead import raw
-from loadtest.peers.catalogue import PEERS, Peer, chosen, interpreter
+from loadtest.peers.catalogue import PEERS, Peer, Variant, chosen, interpreter
 from loadtest.peers.model import DIRECTORY_VARIABLE, PORT_VARIABLE
 from loadtest.ports import free_port
 from loadtest.processes import Server, server
-from loadtest.report import (
-    MILLISECONDS,
-    Budget,
-    Options,
-    Report,
-    finish,
-    new_table,
-    processor_share,
-    progress,
-    shown,
-)
+from loadtest.report import Options, Report, Steps, finish, progress
 from loadtest.workloads import (
     FIRST_LABEL,
     digits,
@@ -47,38 +52,28 @@ from loadtest.workloads import (
     with_expected_answers,
 )
 
-MODEL: Final = "inception"
-OURS: Final = "blockserve"
-MANY: Final = 64
-CONNECTIONS: Final = (1, MANY)
 WARM_UP_SECONDS: Final = 2
-BUDGET_THROUGHPUT: Final = 1.7
-BUDGET_P50: Final = 0.4
+PATIENCE_SECONDS: Final = 2
+SEED: Final = 0
+DEFAULTS: Final = Variant("defaults", {})
 CHECKOUT: Final = Path(__file__).parents[1]
+
+Run = Callable[[Variant], AbstractContextManager[Server]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A server that is compared."""
+    """A server that is compared.
+
+    Attributes:
+        run: Runs it in one of its configurations until a block ends.
+    """
 
     title: str
-    run: Callable[[], AbstractContextManager[Server]]
+    run: Run
     requests: Sequence[Request]
+    variants: Sequence[Variant] = (DEFAULTS,)
     answer: re.Pattern[bytes] = FIRST_LABEL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Medians over the rounds, at a number of connections."""
-
-    title: str
-    connections: int
-    answers_per_second: float
-    p50_seconds: float
-    p99_seconds: float
-    failures: int
-    server_share: float
-    generator_share: float
 
 
 def main(
@@ -87,7 +82,7 @@ def main(
     environments: Path,
     peers: str = ",".join(PEERS),
 ) -> None:
-    """Measure, print a table, and write the report.
+    """Measure, print tables, and write the report.
 
     Args:
         options: How to run.
@@ -103,53 +98,28 @@ def main(
     subjects = [
         Subject(
             title=OURS,
-            run=lambda: gateway(options.repository, model=MODEL),
+            run=lambda _: gateway(options.repository, model=MODEL),
             requests=_requests(raw(f"/models/{MODEL}/classify")),
         ),
         *(_subject(PEERS[one], environments, one, directory) for one in installed),
     ]
-    outcomes = _outcomes(_measure(subjects, options))
+    trials, rounds = _measure(subjects, options)
+    closed, paced = closed_outcomes(rounds), paced_outcomes(rounds)
+    sizes = footprints(rounds)
     skipped = [PEERS[one].title for one in names if one not in installed]
     report = Report(
         name="compare",
         settings={**asdict(options), "skipped": skipped},
-        results=[asdict(one) for one in outcomes],
-        budgets=budgets(outcomes),
+        results={
+            "sweep": [asdict(one) for one in trials],
+            "closed_loop": [asdict(one) for one in closed],
+            "open_loop": [asdict(one) for one in paced],
+            "footprint": [asdict(one) for one in sizes],
+        },
+        budgets=budgets(closed),
     )
-    finish(report, _plot(outcomes), [_table(outcomes, skipped)], options.output)
-
-
-def budgets(outcomes: Sequence[Outcome]) -> list[Budget]:
-    """Our throughput and our median latency, against the best rival's."""
-    floors = {peer.title for peer in PEERS.values() if peer.is_floor}
-    by_connections = {
-        count: {
-            one.title: one
-            for one in outcomes
-            if one.connections == count and one.title not in floors
-        }
-        for count in CONNECTIONS
-    }
-    ours_many = by_connections[MANY].pop(OURS)
-    ours_alone = by_connections[1].pop(OURS)
-    most = max(one.answers_per_second for one in by_connections[MANY].values())
-    fastest = min(one.p50_seconds for one in by_connections[1].values())
-    return [
-        Budget(
-            name=f"throughput at {MANY} connections, of the best other",
-            measured=ours_many.answers_per_second / most,
-            limit=BUDGET_THROUGHPUT,
-            bound="at least",
-            format="ratio",
-        ),
-        Budget(
-            name="p50 at one connection, of the best other",
-            measured=ours_alone.p50_seconds / fastest,
-            limit=BUDGET_P50,
-            bound="at most",
-            format="ratio",
-        ),
-    ]
+    shown = tables(trials, closed, paced, sizes, skipped)
+    finish(report, plot(closed, paced), shown, options.output)
 
 
 def _subject(peer: Peer, environments: Path, name: str, directory: Path) -> Subject:
@@ -157,8 +127,9 @@ def _subject(peer: Peer, environments: Path, name: str, directory: Path) -> Subj
     python = interpreter(environments, name)
     return Subject(
         title=peer.title,
-        run=lambda: _running(peer, python, directory, requests[0]),
+        run=lambda variant: _running(peer, variant, python, directory, requests[0]),
         requests=requests,
+        variants=peer.variants,
         answer=peer.answer,
     )
 
@@ -169,34 +140,93 @@ def _requests(make: Callable[[bytes], Request]) -> list[Request]:
 
 def _measure(
     subjects: Sequence[Subject], options: Options
-) -> dict[tuple[str, int], list[Measurement]]:
-    measured: dict[tuple[str, int], list[Measurement]] = {
-        (one.title, count): [] for count in CONNECTIONS for one in subjects
-    }
-    with progress(options.rounds * len(subjects)) as steps:
+) -> tuple[list[Trial], list[Round]]:
+    sweeping = sum(len(one.variants) for one in subjects if len(one.variants) > 1)
+    rounds = []
+    with progress(sweeping + options.rounds * len(subjects)) as steps:
+        trials = [
+            trial
+            for subject in subjects
+            if len(subject.variants) > 1
+            for trial in _sweep(subject, options.point_seconds, steps)
+        ]
+        fastest = {one.title: one.variant for one in trials if one.is_fastest}
         for _ in range(options.rounds):
             for subject in subjects:
                 steps.next(subject.title)
-                with subject.run() as running:
-                    requests = with_expected_answers(
-                        running.address, subject.requests, answer=subject.answer
-                    )
-                    for count in CONNECTIONS:
-                        measured[subject.title, count].append(
-                            closed_loop(
-                                running.address,
-                                requests,
-                                connections=count,
-                                duration_seconds=options.point_seconds,
-                                warm_up_seconds=WARM_UP_SECONDS,
-                                server_pid=running.pid,
-                            )
-                        )
-    return measured
+                name = fastest.get(subject.title, subject.variants[0].name)
+                (variant,) = [one for one in subject.variants if one.name == name]
+                rounds.append(_round(subject, variant, options.point_seconds))
+    return trials, rounds
+
+
+def _sweep(subject: Subject, seconds: float, steps: Steps) -> list[Trial]:
+    """Each configuration once."""
+    rates: dict[str, float] = {}
+    for variant in subject.variants:
+        steps.next(f"{subject.title}: {variant.name}")
+        with subject.run(variant) as running:
+            requests = with_expected_answers(
+                running.address, subject.requests, answer=subject.answer
+            )
+            measured = _closed_loop(running, requests, MANY, seconds)
+        rates[variant.name] = measured.per_second()
+    fastest = max(rates, key=rates.__getitem__)
+    return [
+        Trial(
+            title=subject.title,
+            variant=name,
+            answers_per_second=rate,
+            is_fastest=name == fastest,
+        )
+        for name, rate in rates.items()
+    ]
+
+
+def _round(subject: Subject, variant: Variant, seconds: float) -> Round:
+    """A server's turn."""
+    with subject.run(variant) as running:
+        requests = with_expected_answers(
+            running.address, subject.requests, answer=subject.answer
+        )
+        return Round(
+            title=subject.title,
+            variant=variant.name,
+            ready_seconds=running.ready_seconds,
+            closed={
+                count: _closed_loop(running, requests, count, seconds)
+                for count in CONNECTIONS
+            },
+            paced={
+                rate: open_loop(
+                    running.address,
+                    requests,
+                    rate_per_second=rate,
+                    duration_seconds=seconds,
+                    timeout_seconds=PATIENCE_SECONDS,
+                    seed=SEED,
+                )
+                for rate in RATES_PER_SECOND
+            },
+            memory_bytes=running.memory_bytes(),
+        )
+
+
+def _closed_loop(
+    running: Server, requests: Sequence[Request], connections: int, seconds: float
+) -> Measurement:
+    return closed_loop(
+        running.address,
+        requests,
+        connections=connections,
+        duration_seconds=seconds,
+        warm_up_seconds=WARM_UP_SECONDS,
+        server_pid=running.pid,
+    )
 
 
 def _running(
-    peer: Peer, python: Path, directory: Path, request: Request
+    peer: Peer, variant: Variant, python: Path, directory: Path, request: Request
 ) -> AbstractContextManager[Server]:
     """Run a peer until the block ends; it has answered a request."""
     port = free_port()
@@ -215,81 +245,10 @@ def _running(
             "PYTHONPATH": str(CHECKOUT),
             DIRECTORY_VARIABLE: str(directory.absolute()),
             PORT_VARIABLE: str(port),
+            **variant.environment,
         },
         directory=CHECKOUT,
     )
-
-
-def _outcomes(
-    measured: Mapping[tuple[str, int], Sequence[Measurement]],
-) -> list[Outcome]:
-    return [
-        Outcome(
-            title=title,
-            connections=count,
-            answers_per_second=median(one.per_second() for one in rounds),
-            p50_seconds=median(one.p50_seconds for one in rounds),
-            p99_seconds=median(one.p99_seconds for one in rounds),
-            failures=sum(one.failures for one in rounds),
-            server_share=median(
-                processor_share(one.server_cpu_seconds, one.wall_seconds)
-                for one in rounds
-            ),
-            generator_share=median(
-                processor_share(one.cpu_seconds, one.wall_seconds) for one in rounds
-            ),
-        )
-        for (title, count), rounds in measured.items()
-    ]
-
-
-def _table(outcomes: Sequence[Outcome], skipped: Sequence[str]) -> Any:
-    table = new_table(
-        f"{MODEL}, 28×28 JPEG in, labels out",
-        "server",
-        "connections",
-        "answers/s",
-        "p50",
-        "p99",
-        "failures",
-        "server",
-        "generator",
-    )
-    for one in outcomes:
-        table.add_row(
-            one.title,
-            str(one.connections),
-            shown(one.answers_per_second, "count"),
-            shown(one.p50_seconds, "milliseconds"),
-            shown(one.p99_seconds, "milliseconds"),
-            str(one.failures),
-            shown(one.server_share, "percent"),
-            shown(one.generator_share, "percent"),
-        )
-    if skipped:
-        table.caption = f"not installed: {', '.join(skipped)}"
-    return table
-
-
-def _plot(outcomes: Sequence[Outcome]) -> Any:
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 4), layout="constrained", sharey=True
-    )
-    many = [one for one in outcomes if one.connections == MANY]
-    alone = [one for one in outcomes if one.connections == 1]
-    titles = [one.title for one in many]
-    colours = ["C0" if title == OURS else "0.7" for title in titles]
-    rates = left.barh(titles, [one.answers_per_second for one in many], color=colours)
-    left.bar_label(rates, fmt="%.0f", padding=3)
-    left.set_xlabel(f"answers per second at {MANY} connections")
-    times = [one.p50_seconds * MILLISECONDS for one in alone]
-    right.bar_label(right.barh(titles, times, color=colours), fmt="%.1f", padding=3)
-    right.set_xlabel("median latency at one connection, ms")
-    left.invert_yaxis()
-    for axes in (left, right):
-        axes.margins(x=0.12)
-    figure.suptitle(f"{MODEL}: 28×28 JPEG in, labels out")
-    return figure
 
 
 if __name__ == "__main__":

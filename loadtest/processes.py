@@ -32,15 +32,25 @@ class Server:
 
     Attributes:
         printed: What it had printed when it was ready.
+        ready_seconds: How long that took from its start.
     """
 
     address: str
     pid: int
     printed: str = ""
+    ready_seconds: float = 0.0
 
     def cpu_seconds(self) -> float:
         """What it and its children have taken of the processor so far."""
         return cpu_seconds(self.pid)
+
+    def memory_bytes(self) -> int:
+        """What it and its children hold; what they share counts once."""
+        total = 0
+        for one in _family(self.pid):
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_full_info().pss
+        return total
 
 
 def announced(address: re.Pattern[str]) -> Ready:
@@ -74,6 +84,7 @@ def server(
     """
     # A file and not a pipe, which a server that logs much would fill, and then wait.
     with tempfile.TemporaryFile() as printed:
+        started_at = time.monotonic()
         process = subprocess.Popen(  # noqa: S603, programs that the benchmarks name
             command,
             cwd=directory,
@@ -83,20 +94,30 @@ def server(
         )
         try:
             address, text = _wait(process, printed, ready)
-            yield Server(address=address, pid=process.pid, printed=text)
+            yield Server(
+                address=address,
+                pid=process.pid,
+                printed=text,
+                ready_seconds=time.monotonic() - started_at,
+            )
         finally:
             _end(process)
 
 
 def cpu_seconds(pid: int) -> float:
     """Time that a process and its living children have computed since their start."""
-    process = psutil.Process(pid)
     total = 0.0
-    for one in (process, *process.children(recursive=True)):
+    for one in _family(pid):
         with suppress(psutil.NoSuchProcess):
             times = one.cpu_times()
             total += times.user + times.system
     return total
+
+
+def _family(pid: int) -> Sequence[psutil.Process]:
+    """A process, and the living ones that it or they have started."""
+    process = psutil.Process(pid)
+    return (process, *process.children(recursive=True))
 
 
 def _wait(

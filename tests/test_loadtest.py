@@ -16,7 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from loadtest import compare, engine, latency_under_load, overhead, overload
+from loadtest import compare_report, engine, latency_under_load, overhead, overload
 from loadtest.__main__ import budgets_in
 from loadtest.client import (
     OK,
@@ -337,7 +337,7 @@ def test_the_default_settings_are_compared_with_the_best() -> None:
 
 def test_rivals_are_those_that_serve_others_meanwhile() -> None:
     def outcome(title: str, connections: int, rate: float, p50: float) -> Any:
-        return compare.Outcome(
+        return compare_report.Outcome(
             title=title,
             connections=connections,
             answers_per_second=rate,
@@ -348,7 +348,7 @@ def test_rivals_are_those_that_serve_others_meanwhile() -> None:
             generator_share=0,
         )
 
-    throughput, latency = compare.budgets(
+    throughput, latency = compare_report.budgets(
         [
             outcome(title, connections, rate, p50)
             for title, rate, p50 in (

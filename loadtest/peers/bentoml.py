@@ -1,7 +1,7 @@
 """BentoML and OpenVINO, with its adaptive batching."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import bentoml
 import numpy as np
@@ -9,8 +9,11 @@ import openvino
 
 from loadtest.peers import model
 
+BATCH_SIZE: Final = int(model.setting("PEER_BATCH_SIZE", 32))
+WORKERS: Final = int(model.setting("PEER_WORKERS", 1))
 
-@bentoml.service(metrics={"enabled": True})
+
+@bentoml.service(metrics={"enabled": True}, workers=WORKERS)
 class Classifier:
     """JPEG in a form in, labels out."""
 
@@ -18,7 +21,7 @@ class Classifier:
         self.names = model.labels()
         self.compiled = openvino.compile_model(model.directory(), "CPU")
 
-    @bentoml.api(batchable=True, max_batch_size=32, max_latency_ms=1000)
+    @bentoml.api(batchable=True, max_batch_size=BATCH_SIZE, max_latency_ms=1000)
     def classify(self, image: list[Path]) -> list[list[dict[str, Any]]]:
         """The files of several requests."""
         batch = np.stack([model.pixels(one.read_bytes()) for one in image])

@@ -13,10 +13,45 @@ from loadtest.client import Request
 from loadtest.overhead import multipart, raw
 from loadtest.workloads import FIRST_LABEL
 
+MILLISECONDS: Final = 1000
 # In the outputs of the Open Inference Protocol, labels are the data of a tensor.
 FIRST_TENSOR_LABEL: Final = re.compile(rb'"data": ?\["[^"]*"')
 OPENVINO: Final = ("openvino==2026.4.1", "pillow==13.0.0")
 FASTAPI: Final = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to configure a server, as variables that its module reads."""
+
+    name: str
+    environment: Mapping[str, str]
+
+
+def batches(*sizes: int, seconds: float, workers: int = 1) -> Sequence[Variant]:
+    """Batch sizes, with the time that a batch waits for company."""
+    return tuple(
+        Variant(
+            f"batches of {size}, {seconds * MILLISECONDS:.0f} ms, {_workers(workers)}",
+            {
+                "PEER_BATCH_SIZE": str(size),
+                "PEER_BATCH_SECONDS": str(seconds),
+                "PEER_WORKERS": str(workers),
+            },
+        )
+        for size in sizes
+    )
+
+
+def uvicorn_workers(*counts: int) -> Sequence[Variant]:
+    """Processes of uvicorn, which reads this variable itself."""
+    return tuple(
+        Variant(_workers(count), {"WEB_CONCURRENCY": str(count)}) for count in counts
+    )
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +63,8 @@ class Peer:
         requirements: What pip installs.
         command: What follows its environment's `python -m`; `{port}` is filled in.
         request: An image as this server wants it.
+        variants: Configurations of which the fastest is compared; the first is that of
+            its documentation.
         answer: Finds the first label in its answer.
         is_floor: It is the least that Python, HTTP and the engine can take, with no
             batching and nobody else served meanwhile; shown, but no rival.
@@ -37,6 +74,7 @@ class Peer:
     requirements: Sequence[str]
     command: Sequence[str]
     request: Callable[[bytes], Request]
+    variants: Sequence[Variant]
     answer: re.Pattern[bytes] = FIRST_LABEL
     is_floor: bool = False
 
@@ -72,12 +110,14 @@ PEERS: Final[Mapping[str, Peer]] = {
         requirements=(*FASTAPI, "tensorflow-cpu==2.21.0", "pillow==13.0.0"),
         command=_uvicorn("fastapi_tensorflow"),
         request=raw("/classify"),
+        variants=uvicorn_workers(1, 2),
     ),
     "fastapi_openvino": Peer(
         title="FastAPI, OpenVINO",
         requirements=(*FASTAPI, *OPENVINO),
         command=_uvicorn("fastapi_openvino"),
         request=raw("/classify"),
+        variants=uvicorn_workers(1, 2),
         is_floor=True,
     ),
     "litserve": Peer(
@@ -85,6 +125,11 @@ PEERS: Final[Mapping[str, Peer]] = {
         requirements=("litserve==0.2.19", "python-multipart==0.0.34", *OPENVINO),
         command=("loadtest.peers.litserve",),
         request=multipart("/classify"),
+        variants=(
+            *batches(16, 64, seconds=0.002),
+            *batches(64, seconds=0.01),
+            *batches(16, seconds=0.002, workers=2),
+        ),
     ),
     "bentoml": Peer(
         title="BentoML, OpenVINO",
@@ -94,12 +139,19 @@ PEERS: Final[Mapping[str, Peer]] = {
             *("--host=127.0.0.1", "--port={port}"),
         ),
         request=multipart("/classify"),
+        # It finds out by itself how long to wait.
+        variants=(*batches(32, 100, seconds=0), *batches(32, seconds=0, workers=2)),
     ),
     "mlserver": Peer(
         title="MLServer, OpenVINO",
         requirements=("mlserver==1.7.1", "uvloop==0.21.0", *OPENVINO),
         command=("loadtest.peers.mlserver",),
         request=open_inference("/v2/models/inception/infer"),
+        variants=(
+            *batches(32, 64, seconds=0.005),
+            *batches(32, seconds=0.02),
+            *batches(32, seconds=0.005, workers=0),
+        ),
         answer=FIRST_TENSOR_LABEL,
     ),
     "ray_serve": Peer(
@@ -107,6 +159,11 @@ PEERS: Final[Mapping[str, Peer]] = {
         requirements=("ray[serve]==2.60.0", *OPENVINO),
         command=("loadtest.peers.ray_serve",),
         request=raw("/classify"),
+        variants=(
+            *batches(32, 64, seconds=0.005),
+            *batches(32, seconds=0.02),
+            *batches(32, seconds=0.005, workers=2),
+        ),
     ),
 }
 

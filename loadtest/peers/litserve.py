@@ -40,8 +40,13 @@ class Classifier(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    api = Classifier(max_batch_size=16, batch_timeout=0.002, api_path="/classify")
-    server = litserve.LitServer(api, accelerator="cpu")
+    api = Classifier(
+        max_batch_size=int(model.setting("PEER_BATCH_SIZE", 16)),
+        batch_timeout=model.setting("PEER_BATCH_SECONDS", 0.002),
+        api_path="/classify",
+    )
+    workers = int(model.setting("PEER_WORKERS", 1))
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
     server.run(
         host="127.0.0.1",
         port=model.port(),

@@ -53,19 +53,20 @@ def _output(
 
 
 async def serve() -> None:
-    """Serve with one worker, as its documentation has it."""
+    """Serve; with no worker the model runs in the process that answers."""
     settings = Settings(
         host="127.0.0.1",
         http_port=model.port(),
         grpc_port=free_port(),
         metrics_port=free_port(),
         debug=False,
+        parallel_workers=int(model.setting("PEER_WORKERS", 1)),
     )
     classifier: Any = ModelSettings(
         name="inception",
         implementation=Classifier,
-        max_batch_size=32,
-        max_batch_time=0.005,
+        max_batch_size=int(model.setting("PEER_BATCH_SIZE", 32)),
+        max_batch_time=model.setting("PEER_BATCH_SECONDS", 0.005),
     )
     await MLServer(settings).start([classifier])
 

@@ -25,6 +25,11 @@ def port() -> int:
     return int(os.environ[PORT_VARIABLE])
 
 
+def setting(name: str, default: float) -> float:
+    """A number that the sweep varies; see `catalogue.Variant`."""
+    return float(os.environ.get(name, default))
+
+
 def labels() -> list[str]:
     """By index."""
     card = directory() / "assets.extra" / "model_card.json"

@@ -1,7 +1,7 @@
 """Ray Serve and OpenVINO, with its dynamic batching."""
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import openvino
@@ -11,8 +11,12 @@ from starlette.requests import Request
 
 from loadtest.peers import model
 
+BATCH_SIZE: Final = int(model.setting("PEER_BATCH_SIZE", 32))
+BATCH_SECONDS: Final = model.setting("PEER_BATCH_SECONDS", 0.005)
+REPLICAS: Final = int(model.setting("PEER_WORKERS", 1))
 
-@serve.deployment(max_ongoing_requests=128)
+
+@serve.deployment(max_ongoing_requests=128, num_replicas=REPLICAS)
 class Classifier:
     """JPEG in, labels out."""
 
@@ -24,7 +28,7 @@ class Classifier:
         """One request."""
         return await self.classify(await request.body())
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
+    @serve.batch(max_batch_size=BATCH_SIZE, batch_wait_timeout_s=BATCH_SECONDS)
     async def classify(self, images: list[bytes]) -> list[Any]:
         """The images of several requests."""
         batch = np.stack([model.pixels(image) for image in images])
