@@ -88,7 +88,8 @@ def _latency(run: Run, terms: Sequence[Term]) -> Figure:
             )
     _log_milliseconds(axes)
     _load_axis(axes, run)
-    axes.legend(loc="upper left", ncols=len(SHADES))
+    # Above the axes, for the objective's line may be anywhere in them.
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(SHADES))
     return figure
 
 

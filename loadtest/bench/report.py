@@ -103,9 +103,11 @@ def page(
 
 def _lead(run: Run) -> str:
     loads = [stage.asked_per_second for stage in run.stages]
+    repetitions = len(run.repetitions)
+    times = "once" if repetitions == 1 else f"{repetitions} times"
     text = (
         f"{run.settings['shape']}, {len(loads)} stages from {shown_rate(min(loads))} "
-        f"to {shown_rate(max(loads))} requests a second, {len(run.repetitions)} times, "
+        f"to {shown_rate(max(loads))} requests a second, {times}, "
         f"on {run.machine.get('date', 'an unknown day')}"
     )
     return f'<p class="lead">{escape(text)}</p>'
