@@ -21,9 +21,9 @@ from typing import Any, Final
 import cyclopts
 import matplotlib.pyplot as plt
 
-from loadtest.client import Measurement, closed_loop
+from loadtest.client import Measurement
 from loadtest.gateway import PROGRAM, gateway
-from loadtest.overhead import CONNECTIONS, MODEL, WARM_UP_SECONDS
+from loadtest.overhead import CONNECTIONS, MODEL, drive
 from loadtest.report import (
     MILLISECONDS,
     Budget,
@@ -144,16 +144,7 @@ def _measure(options: Options) -> dict[str, list[Measurement]]:
         for _ in range(options.rounds):
             for name, server in servers.items():
                 steps.next(name)
-                measured[name].append(
-                    closed_loop(
-                        server.address,
-                        requests,
-                        connections=CONNECTIONS,
-                        duration_seconds=options.point_seconds,
-                        warm_up_seconds=WARM_UP_SECONDS,
-                        server_pid=server.pid,
-                    )
-                )
+                measured[name].append(drive(server, requests, options.point_seconds))
     return measured
 
 

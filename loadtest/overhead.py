@@ -148,7 +148,7 @@ def _measure(options: Options) -> dict[str, list[Measurement]]:
             for subject in SUBJECTS:
                 steps.next(subject.name)
                 measured[subject.name].append(
-                    _drive(
+                    drive(
                         servers[subject.server],
                         [subject.request(image) for image in images],
                         options.point_seconds,
@@ -157,7 +157,8 @@ def _measure(options: Options) -> dict[str, list[Measurement]]:
     return measured
 
 
-def _drive(server: Server, requests: Sequence[Request], seconds: float) -> Measurement:
+def drive(server: Server, requests: Sequence[Request], seconds: float) -> Measurement:
+    """Keep the connections busy for a time; what each request costs the server."""
     return closed_loop(
         server.address,
         requests,

@@ -5,7 +5,7 @@ request something, and could be wrong.
 """
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Final
 
@@ -62,9 +62,9 @@ class LiveMetrics(Collector):
         yield from _of_served(served)
 
 
-def _states(versions: list[tuple[str, Version]]) -> Metric:
+def _states(versions: Sequence[tuple[str, Version]]) -> Metric:
     family = _gauge(
-        "model_version_state",
+        "blockserve_model_version_state",
         "1 for the state that the version is in, 0 for the others; failed: it cannot "
         "be loaded.",
         "state",
@@ -77,9 +77,9 @@ def _states(versions: list[tuple[str, Version]]) -> Metric:
     return family
 
 
-def _load_seconds(versions: list[tuple[str, Version]]) -> Metric:
+def _load_seconds(versions: Sequence[tuple[str, Version]]) -> Metric:
     family = _gauge(
-        "model_load_duration_seconds",
+        "blockserve_model_load_duration_seconds",
         "How long the version took to load and to warm up.",
     )
     for name, version in versions:
@@ -88,25 +88,27 @@ def _load_seconds(versions: list[tuple[str, Version]]) -> Metric:
     return family
 
 
-def _of_served(versions: list[ServedVersion]) -> Iterator[Metric]:
+def _of_served(versions: Sequence[ServedVersion]) -> Iterator[Metric]:
     depth = _gauge(
-        "queue_depth_requests",
+        "blockserve_queue_depth_requests",
         "Requests that wait for an engine slot or are being decoded.",
     )
-    limit = _gauge("queue_limit_requests", "Requests of a signature that wait at most.")
+    limit = _gauge(
+        "blockserve_queue_limit_requests", "Requests of a signature that wait at most."
+    )
     age = _gauge(
-        "queue_oldest_age_seconds",
+        "blockserve_queue_oldest_age_seconds",
         "How long the request waits that waits longest for an engine slot.",
     )
-    slots = _gauge("engine_slots", "Engine calls that may run at a time.")
-    calls = _gauge("engine_calls_in_flight", "Engine calls that run.")
+    slots = _gauge("blockserve_engine_slots", "Engine calls that may run at a time.")
+    calls = _gauge("blockserve_engine_calls_in_flight", "Engine calls that run.")
     busy = CounterMetricFamily(
         "blockserve_engine_busy_seconds",
         "Time that engine slots have been taken, all together.",
         labels=("model", "version"),
     )
     batch_size = _gauge(
-        "batch_size_limit_rows",
+        "blockserve_batch_size_limit_rows",
         "Most rows in one engine call, learned from what calls take or set.",
         "signature",
     )
@@ -125,4 +127,4 @@ def _of_served(versions: list[ServedVersion]) -> Iterator[Metric]:
 
 def _gauge(name: str, documentation: str, *more_labels: str) -> GaugeMetricFamily:
     labels = ("model", "version", *more_labels)
-    return GaugeMetricFamily(f"blockserve_{name}", documentation, labels=labels)
+    return GaugeMetricFamily(name, documentation, labels=labels)

@@ -72,7 +72,8 @@ class PatientHandler(logging.Handler):
     """Writes to a file in a thread, so that nobody else waits for who reads it.
 
     A pipe that is full takes no more until it is read, and whoever writes to it waits:
-    were that the event loop, a log that nobody reads would stop the gateway.
+    were that the event loop, a log that nobody reads would stop the gateway. logging's
+    own `QueueListener` waits as long as it takes when it ends, and counts no losses.
 
     Args:
         descriptor: The file's; `None` is standard error.

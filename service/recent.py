@@ -92,17 +92,18 @@ class Recent:
     def window(self) -> Window:
         """What was done since the oldest note: in a minute, or since the start."""
         began_at, before = self._notes[0]
+        loads = self._loads()
         return Window(
             seconds=monotonic() - began_at,
             counts={
                 key: _growth(numbers, before.get(key))
-                for key, numbers in self._counts().items()
+                for key, numbers in self._counts(loads).items()
             },
-            loads=self._loads(),
+            loads=loads,
         )
 
     def _note(self) -> None:
-        self._notes.append((monotonic(), self._counts()))
+        self._notes.append((monotonic(), self._counts(self._loads())))
 
     def _loads(self) -> Mapping[Labels, Load]:
         return {
@@ -111,9 +112,9 @@ class Recent:
             for served in model.available
         }
 
-    def _counts(self) -> Counts:
+    def _counts(self, loads: Mapping[Labels, Load]) -> Counts:
         metrics = self._metrics
-        busy = {labels: (load.busy_seconds,) for labels, load in self._loads().items()}
+        busy = {labels: (load.busy_seconds,) for labels, load in loads.items()}
         families: Mapping[str, Mapping[Labels, Numbers]] = {
             REQUESTS: metrics.request_duration_seconds.numbers(),
             ERRORS: metrics.errors_total.numbers(),
