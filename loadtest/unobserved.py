@@ -5,8 +5,8 @@ counted or timed, and nothing is written down.
 """
 
 from service.cli import main
-from service.observation import Observation
-from service.series import Counter, Gauge, Histogram
+from service.telemetry.observation import Observation
+from service.telemetry.series import Counter, Gauge, Histogram
 
 NOTES = (
     (Counter, "inc"),

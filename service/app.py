@@ -25,8 +25,8 @@ def create_app(
     """The application; its lifespan starts and stops the gateway.
 
     How the log looks, and whether requests show in it, is up to who runs it: they are
-    records of level INFO of `service.access_log`. `service.logs.configure` does as the
-    settings say.
+    records of level INFO of `blockserve.access`. `service.telemetry.logs.configure`
+    does as the settings say.
 
     Args:
         settings: How to run; `None` reads the environment and the TOML file.

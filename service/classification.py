@@ -8,9 +8,9 @@ import numpy as np
 from models.card import ModelCard
 from service.batching import Priority
 from service.errors import InvalidRequest
-from service.observation import Observation
 from service.prediction import Caller, Predictor
 from service.repository import Target
+from service.telemetry.observation import Observation
 from service.tensors import Array
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Generator
 from time import monotonic
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from service.series import Histogram
+from service.telemetry.series import Histogram
 
 LAG_INTERVAL_SECONDS: Final = 0.25
 

@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NoReturn, Protocol
 
-from service.access_log import AccessLog, Status
 from service.classification import Classifier
 from service.errors import BlockserveError, Draining, InvalidRequest
 from service.event_loop import EventLoopLag, observe_lag
-from service.live_metrics import LiveMetrics
-from service.metrics import Metrics, ProtocolName, render, snapshot
-from service.observation import Edge
 from service.prediction import Predictor
-from service.recent import Recent, Window
 from service.repository import Repository
 from service.settings import Settings
 from service.sources import source_of
-from service.tracing import load_tracer
+from service.telemetry.access_log import AccessLog, Status
+from service.telemetry.live_metrics import LiveMetrics
+from service.telemetry.metrics import Metrics, ProtocolName, render, snapshot
+from service.telemetry.observation import Edge
+from service.telemetry.recent import Recent, Window
+from service.telemetry.tracing import load_tracer
 
 logger = logging.getLogger(__name__)
 

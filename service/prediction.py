@@ -11,11 +11,11 @@ from models.card import DEFAULT_SIGNATURE, ModelCard
 from service.batching import Priority
 from service.decoding import Decoder
 from service.errors import BlockserveError, VersionGone
-from service.metrics import VersionMetrics
-from service.observation import Observation
 from service.repository import Repository, Target
 from service.served_version import ServedVersion
 from service.settings import Settings
+from service.telemetry.metrics import VersionMetrics
+from service.telemetry.observation import Observation
 from service.tensors import Array, Signature, Tensors
 
 T = TypeVar("T")

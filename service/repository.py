@@ -25,11 +25,11 @@ from service.errors import (
     Unavailable,
     UnsupportedModel,
 )
-from service.metrics import Metrics
 from service.model_config import ModelConfig
 from service.served_version import ServedVersion
 from service.settings import Settings
 from service.sources import Source
+from service.telemetry.metrics import Metrics
 from service.warm_up import measure, warm_up
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from proto.tensorflow.meta_graph_pb2 import SignatureDef
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.engines import Engine
 from service.errors import InvalidRequest, InvalidTensor, NotFound
-from service.metrics import Metrics, VersionMetrics
 from service.settings import Settings
+from service.telemetry.metrics import Metrics, VersionMetrics
 from service.tensors import Signature, Tensors, TensorSpec, describe
 
 IMAGE_RANK: Final = 4

@@ -25,8 +25,8 @@ from service.errors import (
     InvalidTensor,
     Overloaded,
 )
-from service.metrics import Metrics
 from service.settings import DURATION_BUCKETS_SECONDS
+from service.telemetry.metrics import Metrics
 from service.tensors import Tensors
 
 FAR = 60.0

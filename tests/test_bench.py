@@ -35,7 +35,7 @@ from loadtest.bench.tables import stage_rows, verdict_lines, warnings, write_csv
 from loadtest.bench.target import NoTarget, running
 from loadtest.commands import Options, Protocol, Shape
 from loadtest.shapes import SHAPES, Stage
-from service.metrics import ProtocolName
+from service.telemetry.metrics import ProtocolName
 from tests import runs
 from tests.support import image_of_class, serving, stub_version
 

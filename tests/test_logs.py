@@ -20,8 +20,6 @@ from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyStreamRequest,
 )
 from proto.blockserve.v1.image_classifier_pb2_grpc import ImageClassifierStub
-from service import logs
-from service.access_log import AccessLog
 from service.engines.stub import StubEngine
 from service.errors import (
     BlockserveError,
@@ -30,8 +28,10 @@ from service.errors import (
     InvalidImage,
     Overloaded,
 )
-from service.request_ids import new_request_id
 from service.settings import LogFormat
+from service.telemetry import logs
+from service.telemetry.access_log import AccessLog
+from service.telemetry.request_ids import new_request_id
 from tests.support import Served, image_of_class, only, serving, started, stub_version
 
 PNG = {"content-type": "image/png"}
@@ -79,7 +79,7 @@ async def test_a_request_is_one_json_object_with_its_stages(served: Served) -> N
     assert re.fullmatch(r"2\d{3}-\d\d-\d\dT[\d:.]+(\+00:00|Z)", line.pop("time"))
     assert line == {
         "level": "INFO",
-        "logger": "service.access_log",
+        "logger": "blockserve.access",
         "message": "request",
         "protocol": "http",
         "model": "stub",
@@ -101,9 +101,11 @@ async def test_a_request_is_a_line_of_text_for_people(served: Served) -> None:
             "/models/nope/classify", content=b"x", headers={"x-request-id": "a b"}
         )
         served.running.gateway.access_log.flush()
-    line = only(one for one in stream.getvalue().splitlines() if "access_log" in one)
+    line = only(
+        one for one in stream.getvalue().splitlines() if "blockserve.access" in one
+    )
     assert re.search(
-        r"INFO +service\.access_log  request protocol=http model= version= status=404 "
+        r"INFO +blockserve\.access  request protocol=http model= version= status=404 "
         r"error=model_not_found seconds=\S+ .* request_id=[0-9a-f-]+$",
         line,
     )
@@ -210,7 +212,7 @@ def test_a_log_of_warnings_has_no_lines_of_requests(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Nor is any made, only for the log to leave it out."""
-    caplog.set_level(logging.WARNING, logger="service.access_log")
+    caplog.set_level(logging.WARNING, logger="blockserve.access")
     access_log = AccessLog(1)
     assert not access_log.takes(None)
     assert not access_log.takes(EngineFailure("x"))
@@ -220,7 +222,7 @@ def test_a_log_of_warnings_has_no_lines_of_requests(
 def test_a_share_of_the_requests_is_written(
     share: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="service.access_log")
+    caplog.set_level(logging.INFO, logger="blockserve.access")
     access_log = AccessLog(share)
     taken = sum(access_log.takes(None) for _ in range(1000)) / 1000
     assert taken == pytest.approx(share, abs=0.1)
@@ -231,7 +233,7 @@ def test_a_share_of_the_requests_is_written(
 def test_the_servers_faults_are_always_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="service.access_log")
+    caplog.set_level(logging.INFO, logger="blockserve.access")
     access_log = AccessLog(0)
     assert access_log.takes(EngineFailure("x"))
     assert access_log.takes(BlockserveError("x"))
@@ -255,7 +257,7 @@ def test_a_record_with_arguments_and_a_traceback_is_one_object() -> None:
 async def test_lines_are_written_together_soon(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO, logger="service.access_log")
+    caplog.set_level(logging.INFO, logger="blockserve.access")
     access_log = AccessLog(1)
     for number in range(3):
         access_log.write(
@@ -306,7 +308,7 @@ def test_what_a_slow_reader_has_no_place_for_is_left_out_and_told() -> None:
     handler.flush()
     os.close(reader)
     assert found.count(text.encode()) == 2
-    assert re.search(rb"WARNING service\.logs  3 lines are left out", found)
+    assert re.search(rb"WARNING service\.telemetry\.logs  3 lines are left out", found)
     handler.handle(logging.makeLogRecord({"msg": "nobody is there any more"}))
     handler.flush()
     handler.close()

@@ -31,7 +31,7 @@ from service.errors import InvalidRequest
 from service.http import classify
 from service.http.open_inference import endpoint as open_inference
 from service.http.tf_serving import endpoint as tf_serving
-from service.series import Buckets, Family, Histogram
+from service.telemetry.series import Buckets, Family, Histogram
 from tests.replicas import FakeReplica, refusal
 from tests.support import Served, image_of_class, only, serving, stub_version
 
@@ -362,7 +362,9 @@ async def test_requests_are_answered_while_a_scrape_is_written(
         assert may_end.wait(10)
         return b"text"
 
-    monkeypatch.setattr("service.metrics.choose_encoder", lambda _: (encode, "text"))
+    monkeypatch.setattr(
+        "service.telemetry.metrics.choose_encoder", lambda _: (encode, "text")
+    )
     scraping = asyncio.create_task(served.client.get("/metrics"))
     await asyncio.to_thread(has_begun.wait, 10)
     assert (await served.client.get("/healthz")).status_code == 200

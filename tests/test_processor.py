@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
-from service.metrics import Metrics
 from service.settings import DURATION_BUCKETS_SECONDS
+from service.telemetry.metrics import Metrics
 from service.tensors import Tensors
 
 

@@ -15,10 +15,10 @@ from models.card import CARD_FILE
 from service import engines
 from service.engines.stub import StubEngine
 from service.errors import ModelNotReady, NotFound
-from service.metrics import Metrics, render
 from service.repository import Repository, Target, VersionState
 from service.settings import Settings
 from service.sources import DirectorySource
+from service.telemetry.metrics import Metrics, render
 from tests.support import only, stub_version
 
 

@@ -6,8 +6,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from service.series import Buckets, Counter, Family, Gauge, Histogram
 from service.settings import DURATION_BUCKETS_SECONDS
+from service.telemetry.series import Buckets, Counter, Family, Gauge, Histogram
 
 BOUNDS = (0.001, 0.5, 1, 10)
 OBSERVED = (0.0, 0.001, 0.0011, 0.5, 1.0, 3.25, 10.0, 10.1, 1e9)

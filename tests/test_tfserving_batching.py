@@ -14,8 +14,8 @@ from loadtest.tfserving_batching import (
     outcomes_of,
     rows_and_calls,
 )
-from service.metrics import Metrics, render
 from service.settings import DURATION_BUCKETS_SECONDS, Settings
+from service.telemetry.metrics import Metrics, render
 
 
 def turns(*answers: int, rows_per_call: float = 1) -> Sequence[Turn]:

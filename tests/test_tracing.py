@@ -36,10 +36,10 @@ from proto.tensorflow.serving import prediction_service_pb2_grpc
 from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from service.errors import InvalidSettings
 from service.gateway import Gateway
-from service.logs import Lines
 from service.settings import Settings
-from service.trace_context import TraceContext
-from service.tracing import load_tracer, otel
+from service.telemetry.logs import Lines
+from service.telemetry.trace_context import TraceContext
+from service.telemetry.tracing import load_tracer, otel
 from tests.collectors import Collector, GrpcCollector, collecting
 from tests.gateways import in_front_of, pixels
 from tests.replicas import (
@@ -490,7 +490,7 @@ async def test_what_is_refused_at_the_door_is_recorded(
 async def test_the_log_and_exemplars_name_the_clients_trace(
     tracing: bool, models: Path, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "service.access_log")
+    caplog.set_level(logging.INFO, "blockserve.access")
     async with serving(models, tracing=tracing, access_log_share=1) as served:
         await classified(served, traceparent=SAMPLED)
         async with channel_to(served) as channel:
@@ -529,7 +529,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[Mapping[str, Any]]:
 async def test_who_has_no_trace_has_none_in_the_log(
     models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "service.access_log")
+    caplog.set_level(logging.INFO, "blockserve.access")
     async with serving(models, access_log_share=1) as served:
         await classified(served)
         await classified(served, traceparent="nonsense")
@@ -542,7 +542,7 @@ async def test_who_has_no_trace_has_none_in_the_log(
 async def test_what_the_client_does_not_record_is_not_recorded(
     tmp_path: Path, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "service.access_log")
+    caplog.set_level(logging.INFO, "blockserve.access")
     async with (
         replicas() as (replica,),
         in_front_of(
@@ -629,7 +629,7 @@ async def test_no_exporter_is_a_choice(
 async def test_without_the_extra_a_gateway_serves_but_does_not_trace(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "service.tracing.otel")
+    monkeypatch.delitem(sys.modules, "service.telemetry.tracing.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     async with serving(models) as served:
         assert (await classified(served)).status_code == 200
@@ -652,7 +652,7 @@ def test_tracing_that_is_off_loads_nothing() -> None:
         name
         for name in done.stdout.split()
         if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))
-        or name == "service.tracing.otel"
+        or name == "service.telemetry.tracing.otel"
     ]
 
 

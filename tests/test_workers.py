@@ -22,14 +22,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from service.access_log import AccessLog
 from service.errors import InvalidSettings
-from service.metrics import Metrics, render
-from service.observation import Edge
 from service.ports import reserved
-from service.request_ids import Identity
 from service.settings import DURATION_BUCKETS_SECONDS
-from service.tracing import Operation
+from service.telemetry.access_log import AccessLog
+from service.telemetry.metrics import Metrics, render
+from service.telemetry.observation import Edge
+from service.telemetry.request_ids import Identity
+from service.telemetry.tracing import Operation
 from service.workers.totals import Totals
 from tests.support import (
     ANNOUNCEMENT,

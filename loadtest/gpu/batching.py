@@ -12,7 +12,7 @@ import numpy.typing as npt
 from loadtest.gpu.results import Batching, Case
 from loadtest.gpu.runtimes import Images
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 from service.tensors import Array, Tensors
 
 # Nobody's time runs out: this measures what can be had, not whom to refuse.

@@ -45,9 +45,9 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
-from service.metrics import VersionMetrics
+from service.telemetry.metrics import VersionMetrics
+from service.telemetry.tracing import BatchSpan, RequestSpan
 from service.tensors import Array, Tensors
-from service.tracing import BatchSpan, RequestSpan
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Protocol, Self
 import numpy as np
 
 from service.errors import BlockserveError, DeadlineExceeded
+from service.telemetry.tracing import RequestSpan
 from service.tensors import Array, Tensors
-from service.tracing import RequestSpan
 
 Answer = asyncio.Future[dict[str, Array]]
 

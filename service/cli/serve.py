@@ -16,9 +16,9 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from models.card import SAMPLE_FILE, scan
-from service import logs
 from service.errors import InvalidSettings
 from service.settings import Settings
+from service.telemetry import logs
 
 # What to dial for an address that means every interface.
 ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104, not bound

@@ -20,11 +20,11 @@ from service.errors import (
     Unavailable,
 )
 from service.gateway import Gateway
-from service.metrics import ProtocolName
-from service.observation import Edge, Observation
-from service.request_ids import Identity
-from service.trace_context import TRACEPARENT, TRACESTATE
-from service.tracing import Operation
+from service.telemetry.metrics import ProtocolName
+from service.telemetry.observation import Edge, Observation
+from service.telemetry.request_ids import Identity
+from service.telemetry.trace_context import TRACEPARENT, TRACESTATE
+from service.telemetry.tracing import Operation
 
 logger = logging.getLogger(__name__)
 

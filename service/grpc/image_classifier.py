@@ -18,9 +18,9 @@ from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
 from service.grpc.streams import answer_each
-from service.observation import Observation
 from service.repository import Target
-from service.tracing import Operation
+from service.telemetry.observation import Observation
+from service.telemetry.tracing import Operation
 
 CLASSIFY: Final = Operation.of_grpc("blockserve.v1.ImageClassifier/Classify")
 CLASSIFY_STREAM: Final = Operation.of_grpc(

@@ -47,7 +47,6 @@ from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
 from service.grpc.streams import answer_each
-from service.observation import Observation
 from service.open_inference import documents
 from service.open_inference.data_types import (
     dtype_of,
@@ -65,8 +64,9 @@ from service.open_inference.inference import (
     check_number,
     infer,
 )
+from service.telemetry.observation import Observation
+from service.telemetry.tracing import Operation
 from service.tensors import Array
-from service.tracing import Operation
 
 T = TypeVar("T")
 

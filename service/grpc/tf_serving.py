@@ -42,13 +42,13 @@ from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import CALLER, Context
-from service.observation import Observation
 from service.repository import Target
 from service.served_version import ServedVersion
+from service.telemetry.observation import Observation
+from service.telemetry.tracing import Operation
 from service.tensors import Array, Signature
 from service.tf_serving import examples, reloading, states
 from service.tf_serving.errors import is_not_found, words
-from service.tracing import Operation
 
 T = TypeVar("T")
 

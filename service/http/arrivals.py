@@ -14,8 +14,8 @@ from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http import terms
 from service.http.bodies import read_in_time
-from service.observation import Observation
 from service.repository import Target
+from service.telemetry.observation import Observation
 
 ENCODING: Final = b"content-encoding"
 # zlib takes either header with these.

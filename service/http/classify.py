@@ -39,11 +39,11 @@ from service.http.identity import HEADER as REQUEST_ID
 from service.http.identity import identity_in, identity_of
 from service.http.protocol import Refusal
 from service.http.sending import CONTENT_TYPE, send_json
-from service.metrics import VersionMetrics
-from service.observation import Observation
 from service.repository import Target
-from service.request_ids import Identity
-from service.tracing import Operation
+from service.telemetry.metrics import VersionMetrics
+from service.telemetry.observation import Observation
+from service.telemetry.request_ids import Identity
+from service.telemetry.tracing import Operation
 
 PATHS: Final = (
     "/classify",

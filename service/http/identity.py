@@ -9,8 +9,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.request_ids import Identity
-from service.trace_context import TRACEPARENT, TRACESTATE
+from service.telemetry.request_ids import Identity
+from service.telemetry.trace_context import TRACEPARENT, TRACESTATE
 
 HEADER: Final = b"x-request-id"
 IN_SCOPE: Final = "blockserve.identity"

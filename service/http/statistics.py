@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from service.gateway import Gateway
-from service.metrics import UNRESOLVED, Metrics
-from service.recent import (
+from service.telemetry.metrics import UNRESOLVED, Metrics
+from service.telemetry.recent import (
     BATCHES,
     BUSY,
     ERRORS,
@@ -16,7 +16,7 @@ from service.recent import (
     STAGES,
     Window,
 )
-from service.series import Buckets, Labels, Numbers
+from service.telemetry.series import Buckets, Labels, Numbers
 
 
 class Durations(BaseModel):

@@ -13,10 +13,10 @@ from service.errors import InvalidRequest
 from service.gateway import Gateway
 from service.open_inference.data_types import BYTES, datatype_of
 from service.repository import Model, Repository, Target, VersionState
-from service.series import Histogram
 from service.served_version import ServedVersion
 from service.settings import Settings
-from service.statistics import Tally
+from service.telemetry.series import Histogram
+from service.telemetry.statistics import Tally
 from service.tensors import Signature, TensorSpec
 
 SERVER: Final = "blockserve"

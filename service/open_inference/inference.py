@@ -13,10 +13,10 @@ from service.classification import most_probable
 from service.errors import InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
-from service.observation import Observation
 from service.open_inference.data_types import datatype_of, shaped
 from service.prediction import Caller
 from service.repository import Target
+from service.telemetry.observation import Observation
 from service.tensors import Array, Signature
 
 MICROSECONDS: Final = 1e-6

@@ -15,9 +15,9 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from service.errors import BlockserveError, InvalidSettings
-from service.metrics import render
 from service.ports import GRPC_FLAG, HTTP_FLAG, reserved
 from service.settings import Settings
+from service.telemetry.metrics import render
 from service.workers.channel import (
     Assignment,
     Channel,

@@ -11,11 +11,11 @@ import socket
 import sys
 from typing import Any, Final
 
-from service import logs
 from service.errors import BlockserveError, Unavailable
 from service.gateway import Gateway
-from service.recent import Window
 from service.server import Running, new_event_loop, run, spare_the_collector
+from service.telemetry import logs
+from service.telemetry.recent import Window
 from service.workers.channel import (
     Assignment,
     Channel,

@@ -21,7 +21,7 @@ from proto.tensorflow.serving.get_model_status_pb2 import (
     ModelVersionStatus,
 )
 from proto.tensorflow.serving.model_pb2 import ModelSpec
-from service.tracing import ENGINE_SPAN, CallSpan, Operation
+from service.telemetry.tracing import ENGINE_SPAN, CallSpan, Operation
 
 M = TypeVar("M", bound=Message)
 

@@ -20,11 +20,11 @@ from service.http.open_inference.answers import Body
 from service.http.open_inference.requests import ControlDocument, IndexDocument
 from service.http.open_inference.routes import Action, Route, route
 from service.http.sending import send_body, send_json
-from service.observation import Observation
 from service.open_inference import documents
 from service.open_inference.inference import MANY_BYTES, infer
 from service.repository import Target
-from service.tracing import Operation
+from service.telemetry.observation import Observation
+from service.telemetry.tracing import Operation
 
 OK: Final = 200
 INTERNAL_ERROR: Final = 500

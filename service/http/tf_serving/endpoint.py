@@ -30,8 +30,8 @@ from service.http.tf_serving.predict_requests import (
     signature_of_examples,
 )
 from service.http.tf_serving.routes import MalformedRequest, Route, route
-from service.observation import Observation
 from service.repository import Target
+from service.telemetry.observation import Observation
 from service.tf_serving import examples, states
 from service.tf_serving.errors import is_not_found, words
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.repository import Target
-from service.tracing import Operation
+from service.telemetry.tracing import Operation
 
 Action = Literal["status", "metadata", "predict", "classify", "regress"]
 

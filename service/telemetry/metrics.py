@@ -16,8 +16,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from service.series import Buckets, Counter, Family, Gauge, Histogram, S
-from service.statistics import VersionStatistics
+from service.telemetry.series import Buckets, Counter, Family, Gauge, Histogram, S
+from service.telemetry.statistics import VersionStatistics
 
 ProtocolName = Literal[
     "http",
@@ -63,7 +63,7 @@ class VersionMetrics:
 class Metrics:
     """What one gateway counts.
 
-    What is not counted but looked up when Prometheus asks is in `service.live_metrics`.
+    What is not counted but looked up when Prometheus asks is in `live_metrics`.
 
     Args:
         duration_buckets_seconds: Upper ends of the buckets of durations.

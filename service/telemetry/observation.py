@@ -11,11 +11,11 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol, Self
 
-from service.access_log import AccessLog, Status
 from service.errors import INTERNAL, BlockserveError, ClientDisconnected
-from service.metrics import UNRESOLVED, Metrics, ProtocolName, VersionMetrics
-from service.request_ids import Identity
-from service.tracing import Operation, RequestSpan, Stage, Tracer
+from service.telemetry.access_log import AccessLog, Status
+from service.telemetry.metrics import UNRESOLVED, Metrics, ProtocolName, VersionMetrics
+from service.telemetry.request_ids import Identity
+from service.telemetry.tracing import Operation, RequestSpan, Stage, Tracer
 
 
 class Place(Protocol):

@@ -11,9 +11,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
-from service.access_log import Status
 from service.errors import BlockserveError, InvalidSettings
-from service.trace_context import TraceContext
+from service.telemetry.access_log import Status
+from service.telemetry.trace_context import TraceContext
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +159,7 @@ def load_tracer(*, scheme: str) -> Tracer:
     """
     try:
         # Who traces nothing need not have it.
-        from service.tracing.otel import OtelTracer  # noqa: PLC0415
+        from service.telemetry.tracing.otel import OtelTracer  # noqa: PLC0415
     except ImportError as error:
         raise InvalidSettings(
             f"tracing: it is not installed ({error}): pip install 'blockserve[tracing]'"

@@ -18,9 +18,9 @@ from service.errors import (
     NotFound,
     Unavailable,
 )
-from service.logs import Line, Lines
+from service.telemetry.logs import Line, Lines
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("blockserve.access")
 
 Status = int | str
 

@@ -5,7 +5,7 @@ import secrets
 from itertools import count
 from typing import Final, NamedTuple
 
-from service.trace_context import TraceContext
+from service.telemetry.trace_context import TraceContext
 
 # What may go into a header and a line of the log as it is.
 USABLE: Final = re.compile(r"[!-~]{1,128}")

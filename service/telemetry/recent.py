@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final, NoReturn
 
-from service.metrics import Metrics
 from service.repository import Repository
-from service.series import Labels, Numbers
 from service.served_version import Load
+from service.telemetry.metrics import Metrics
+from service.telemetry.series import Labels, Numbers
 
 WINDOW_SECONDS: Final = 60.0
 INTERVAL_SECONDS: Final = 5.0

@@ -41,10 +41,10 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.access_log import Status
 from service.errors import BlockserveError, InvalidSettings
-from service.trace_context import TraceContext
-from service.tracing import ENGINE_SPAN, Operation, RequestSpan, Stage
+from service.telemetry.access_log import Status
+from service.telemetry.trace_context import TraceContext
+from service.telemetry.tracing import ENGINE_SPAN, Operation, RequestSpan, Stage
 
 EXPORTERS: Final = "opentelemetry_traces_exporter"
 EXPORTER_OF_PROTOCOL: Final = {
