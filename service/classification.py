@@ -6,11 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.card import ModelCard
-from service.batching import Priority
 from service.errors import InvalidRequest
-from service.prediction import Caller, Predictor
-from service.repository import Target
-from service.telemetry.observation import Observation
+from service.prediction import Call, Predictor
 from service.tensors import Array
 
 
@@ -52,39 +49,24 @@ class Classifier:
     async def classify(
         self,
         images: Sequence[bytes],
+        call: Call,
         *,
-        target: Target,
         top_k: int | None,
-        deadline: float,
-        priority: Priority,
-        caller: Caller,
-        observation: Observation,
     ) -> Classification:
         """Classify encoded images, all in one batch; see `Predictor.predict_images`.
 
         Args:
             images: Encoded images, at least one.
-            target: The model that answers.
+            call: Who asks whom, and until when.
             top_k: Predictions wanted for each image; more than there are classes gives
                 all of them, `None` the number from the settings.
-            deadline: Moment of `time.monotonic`, in seconds.
-            priority: Whose turn it is.
-            caller: Who waits.
-            observation: Told how far it has come.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
         """
         if top_k is not None and top_k < 1:
             raise InvalidRequest(f"top_k must be at least 1, got {top_k}")
-        prediction = await self._predictor.predict_images(
-            images,
-            target=target,
-            deadline=deadline,
-            priority=priority,
-            caller=caller,
-            observation=observation,
-        )
+        prediction = await self._predictor.predict_images(images, call)
         card = prediction.card
         scores = _probabilities(card, prediction.outputs)
         indices = most_probable(scores, top_k or self._top_k)

@@ -36,6 +36,25 @@ class Caller(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Call:
+    """A request for inference, whatever it asks for, over whatever protocol.
+
+    Attributes:
+        target: The model that answers.
+        deadline: Moment of `time.monotonic`, in seconds.
+        priority: Whose turn it is.
+        caller: Who waits.
+        observation: Told how far it has come.
+    """
+
+    target: Target
+    deadline: float
+    priority: Priority
+    caller: Caller
+    observation: Observation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Prediction:
     """What a model version answers.
 
@@ -93,15 +112,11 @@ class Predictor:
     async def predict(
         self,
         read: Callable[[Signature], Awaitable[Tensors]],
+        call: Call,
         *,
-        target: Target,
         signature_name: str | None,
-        deadline: float,
-        priority: Priority,
-        caller: Caller,
-        observation: Observation,
     ) -> Prediction:
-        """Run one request.
+        """Run tensors.
 
         Where the tensors are encoded images in place of pixels, they are decoded first.
 
@@ -109,12 +124,8 @@ class Predictor:
             read: Makes the inputs `{name: array[rows, …]}`, given the signature whose
                 names and dtypes they are to have. Not called where the request would be
                 refused anyway.
-            target: The model that answers.
-            signature_name: What to call; `None` or empty is `serving_default`.
-            deadline: Moment of `time.monotonic`, in seconds.
-            priority: Whose turn it is.
-            caller: Who waits.
-            observation: Told how far it has come.
+            call: Who asks whom, and until when.
+            signature_name: What to run; `None` or empty is `serving_default`.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
@@ -122,55 +133,35 @@ class Predictor:
 
         async def run(served: ServedVersion) -> Prediction:
             signature, batcher = served.signature(signature_name or DEFAULT_SIGNATURE)
-            batcher.check(rows=1, deadline=deadline, priority=priority)
+            batcher.check(rows=1, deadline=call.deadline, priority=call.priority)
             started = monotonic()
             tensors = await read(signature)
-            observation.has_been_decoded(since=started)
+            call.observation.has_been_decoded(since=started)
             images = served.encoded_images(signature, tensors)
             if images is None:
                 rows = signature.validate(tensors)
                 place = batcher.submit(
                     tensors,
                     rows=rows,
-                    deadline=deadline,
-                    priority=priority,
-                    span=observation.span,
+                    deadline=call.deadline,
+                    priority=call.priority,
+                    span=call.observation.span,
                 )
-                observation.place = place
-                outputs = await caller.unless_gone(place.answer)
+                call.observation.place = place
+                outputs = await call.caller.unless_gone(place.answer)
             else:
                 self._decoder.check(images)
-                outputs = await self._run_images(
-                    images,
-                    served,
-                    deadline=deadline,
-                    priority=priority,
-                    caller=caller,
-                    observation=observation,
-                )
+                outputs = await self._run_images(images, call, served)
             return Prediction(card=served.card, signature=signature, outputs=outputs)
 
-        return await self._run(run, target, observation)
+        return await self._run(run, call)
 
-    async def predict_images(
-        self,
-        images: Sequence[bytes],
-        *,
-        target: Target,
-        deadline: float,
-        priority: Priority,
-        caller: Caller,
-        observation: Observation,
-    ) -> Prediction:
+    async def predict_images(self, images: Sequence[bytes], call: Call) -> Prediction:
         """Run encoded images, all in one batch.
 
         Args:
             images: Encoded images, at least one.
-            target: The model that answers.
-            deadline: Moment of `time.monotonic`, in seconds.
-            priority: Whose turn it is.
-            caller: Who waits.
-            observation: Told how far it has come.
+            call: Who asks whom, and until when.
 
         Raises:
             BlockserveError: Any of the errors in `service.errors`.
@@ -178,34 +169,25 @@ class Predictor:
         self._decoder.check(images)
 
         async def run(served: ServedVersion) -> Prediction:
-            outputs = await self._run_images(
-                images,
-                served,
-                deadline=deadline,
-                priority=priority,
-                caller=caller,
-                observation=observation,
-            )
+            outputs = await self._run_images(images, call, served)
             signature = served.for_images.signature
             return Prediction(card=served.card, signature=signature, outputs=outputs)
 
-        return await self._run(run, target, observation)
+        return await self._run(run, call)
 
     def close(self) -> None:
         """End the decoding threads."""
         self._decoder.close()
 
     async def _run(
-        self,
-        run: Callable[[ServedVersion], Awaitable[Prediction]],
-        target: Target,
-        observation: Observation,
+        self, run: Callable[[ServedVersion], Awaitable[Prediction]], call: Call
     ) -> Prediction:
         """Run on the version that is meant; on its successor, should it be gone."""
+        observation = call.observation
         successors_left = SUCCESSORS
         while True:
             try:
-                with self._repository.lease(target) as served:
+                with self._repository.lease(call.target) as served:
                     observation.version = served.metrics
                     prediction = await run(served)
             except VersionGone:
@@ -218,27 +200,21 @@ class Predictor:
                 return prediction
 
     async def _run_images(
-        self,
-        images: Sequence[bytes],
-        served: ServedVersion,
-        *,
-        deadline: float,
-        priority: Priority,
-        caller: Caller,
-        observation: Observation,
+        self, images: Sequence[bytes], call: Call, served: ServedVersion
     ) -> dict[str, Array]:
+        observation, caller = call.observation, call.caller
         image_input, _, batcher = served.for_images
         started = monotonic()
         with batcher.admit(
             rows=len(images),
-            deadline=deadline,
-            priority=priority,
+            deadline=call.deadline,
+            priority=call.priority,
             span=observation.span,
         ) as place:
             observation.place = place
             rows = self._decoder.at_once(images, image_input)
             if rows is None:
-                decoded = self._decoder.in_threads(images, image_input, deadline)
+                decoded = self._decoder.in_threads(images, image_input, call.deadline)
                 rows = await caller.unless_gone(asyncio.ensure_future(decoded))
             observation.has_been_decoded(since=started)
             return await caller.unless_gone(place.submit({image_input.tensor: rows}))

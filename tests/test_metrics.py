@@ -259,7 +259,7 @@ async def test_a_call_with_odd_metadata_was_for_its_model_all_the_same(
     def refuse(_: object) -> None:
         raise InvalidRequest("an odd priority")
 
-    monkeypatch.setattr("service.grpc.calls.priority", refuse)
+    monkeypatch.setattr("service.grpc.calls._priority", refuse)
     with pytest.raises(grpc.aio.AioRpcError, match="an odd priority"):
         await ask(served)
     found = await samples(served)

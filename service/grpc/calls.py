@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
@@ -20,6 +21,8 @@ from service.errors import (
     Unavailable,
 )
 from service.gateway import Gateway
+from service.prediction import Call
+from service.repository import Target
 from service.telemetry.metrics import ProtocolName
 from service.telemetry.observation import Edge, Observation
 from service.telemetry.request_ids import Identity
@@ -73,17 +76,7 @@ def status_of(error: BlockserveError) -> grpc.StatusCode:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def deadline(gateway: Gateway, context: Context) -> float:
-    """The moment of `time.monotonic` at which a call's time is up."""
-    return gateway.deadline(context.time_remaining())
-
-
-def priority(context: Context) -> Priority:
-    """Whose turn it is.
-
-    Raises:
-        InvalidRequest: The metadata names none that there is.
-    """
+def _priority(context: Context) -> Priority:
     for key, value in context.invocation_metadata() or ():
         if key == PRIORITY:
             found = PRIORITIES.get(str(value).lower())
@@ -93,6 +86,26 @@ def priority(context: Context) -> Priority:
                 )
             return found
     return Priority.INTERACTIVE
+
+
+def call_of(
+    gateway: Gateway, context: Context, target: Target, observation: Observation
+) -> Call:
+    """What the core needs to know of a call besides what is in its message.
+
+    The observation learns first which version the call is for, should it be refused.
+
+    Raises:
+        InvalidRequest: Its metadata names no priority that there is.
+    """
+    observation.find_version = partial(gateway.predictor.version_of, target)
+    return Call(
+        target=target,
+        deadline=gateway.deadline(context.time_remaining()),
+        priority=_priority(context),
+        caller=CALLER,
+        observation=observation,
+    )
 
 
 def edge_of(

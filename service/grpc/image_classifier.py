@@ -1,6 +1,7 @@
 """The gateway's own gRPC API: `blockserve.v1.ImageClassifier`."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -16,7 +17,7 @@ from service.classification import Classification
 from service.errors import BlockserveError, InvalidRequest, Unavailable
 from service.gateway import Gateway
 from service.grpc import calls
-from service.grpc.calls import CALLER, Context
+from service.grpc.calls import Context
 from service.grpc.streams import answer_each
 from service.repository import Target
 from service.telemetry.observation import Observation
@@ -77,23 +78,19 @@ class ImageClassifierServicer(image_classifier_pb2_grpc.ImageClassifierServicer)
         timeout_seconds: float,
         observation: Observation,
     ) -> ClassifyResponse:
-        gateway, target = self._gateway, _target(request)
-        observation.find_version = partial(gateway.predictor.version_of, target)
-        deadline = calls.deadline(gateway, context)
+        gateway = self._gateway
+        call = calls.call_of(gateway, context, _target(request), observation)
         if not timeout_seconds >= 0:  # neither negative nor no number
             raise InvalidRequest(
                 f"timeout_seconds: expected a positive number, got {timeout_seconds}"
             )
         if timeout_seconds:
-            deadline = min(deadline, gateway.deadline(timeout_seconds))
+            end = gateway.deadline(timeout_seconds)
+            call = replace(call, deadline=min(call.deadline, end))
         classification = await gateway.classifier.classify(
             request.images,
-            target=target,
+            call,
             top_k=request.top_k if request.HasField("top_k") else None,
-            deadline=deadline,
-            priority=calls.priority(context),
-            caller=CALLER,
-            observation=observation,
         )
         return _response(classification)
 

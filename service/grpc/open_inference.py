@@ -45,7 +45,7 @@ from service.errors import BlockserveError, InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.grpc import calls
-from service.grpc.calls import CALLER, Context
+from service.grpc.calls import Context
 from service.grpc.streams import answer_each
 from service.open_inference import documents
 from service.open_inference.data_types import (
@@ -222,22 +222,13 @@ class InferenceServicer(grpc_inference_service_pb2_grpc.GRPCInferenceServiceServ
         self, request: ModelInferRequest, context: Context, observation: Observation
     ) -> ModelInferResponse:
         gateway = self._gateway
-        deadline = calls.deadline(gateway, context)
         target = documents.target(request.model_name, request.model_version)
-        observation.find_version = partial(gateway.predictor.version_of, target)
+        call = calls.call_of(gateway, context, target, observation)
         raw = request.raw_input_contents
         is_long = request.ByteSize() - sum(map(len, raw)) > MANY_BYTES
         asked = await maybe_in_thread(is_long, _request, request)
         observation.has_been_parsed()
-        answer = await infer(
-            gateway,
-            asked,
-            target=target,
-            deadline=deadline,
-            priority=calls.priority(context),
-            caller=CALLER,
-            observation=observation,
-        )
+        answer = await infer(gateway, asked, call)
         return await maybe_in_thread(
             answer.is_long, partial(_response, answer, request.id, raw=bool(raw))
         )

@@ -41,7 +41,7 @@ from service.errors import BlockserveError, InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.grpc import calls
-from service.grpc.calls import CALLER, Context
+from service.grpc.calls import Context
 from service.repository import Target
 from service.served_version import ServedVersion
 from service.telemetry.observation import Observation
@@ -146,16 +146,9 @@ class PredictionServicer(
     ) -> PredictResponse:
         gateway = self._gateway
         spec = _spec_of(request)
-        target = _target(spec)
-        observation.find_version = partial(gateway.predictor.version_of, target)
+        call = calls.call_of(gateway, context, _target(spec), observation)
         prediction = await gateway.predictor.predict(
-            partial(_read, request),
-            target=target,
-            signature_name=spec.signature_name,
-            deadline=calls.deadline(gateway, context),
-            priority=calls.priority(context),
-            caller=CALLER,
-            observation=observation,
+            partial(_read, request), call, signature_name=spec.signature_name
         )
         outputs = _wanted(request.output_filter, prediction.outputs)
         return PredictResponse(

@@ -8,12 +8,13 @@ from typing import Final, Self
 
 from starlette.types import Receive, Scope
 
-from service.batching import Priority
 from service.errors import InvalidRequest, TooLarge
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http import terms
 from service.http.bodies import read_in_time
+from service.http.callers import caller_of
+from service.prediction import Call
 from service.repository import Target
 from service.telemetry.observation import Observation
 
@@ -39,14 +40,12 @@ class Arrival:
     Attributes:
         headers: With names in small letters.
         body: As it was before it was compressed.
-        deadline: Moment of `time.monotonic`, in seconds.
-        priority: Whose turn it is.
+        call: What it says of itself before its body.
     """
 
     headers: Mapping[bytes, bytes]
     body: bytes
-    deadline: float
-    priority: Priority
+    call: Call
 
     @classmethod
     async def of(
@@ -72,14 +71,19 @@ class Arrival:
         gateway.admit()
         observation.find_version = partial(gateway.predictor.version_of, target)
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        deadline = gateway.deadline(terms.timeout_seconds(headers))
-        priority = terms.priority(headers)
+        call = Call(
+            target=target,
+            deadline=gateway.deadline(terms.timeout_seconds(headers)),
+            priority=terms.priority(headers),
+            caller=caller_of(scope, receive),
+            observation=observation,
+        )
         limit = gateway.settings.max_body_bytes
         body = await read_in_time(
             receive,
             headers,
             max_bytes=limit,
-            deadline=deadline,
+            deadline=call.deadline,
             check=partial(gateway.predictor.check, target, observation=observation),
         )
         observation.has_been_read()
@@ -90,8 +94,7 @@ class Arrival:
             body=await maybe_in_thread(
                 bool(encoding), _unpacked, body, encoding, limit
             ),
-            deadline=deadline,
-            priority=priority,
+            call=call,
         )
 
 

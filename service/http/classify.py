@@ -39,6 +39,7 @@ from service.http.identity import HEADER as REQUEST_ID
 from service.http.identity import identity_in, identity_of
 from service.http.protocol import Refusal
 from service.http.sending import CONTENT_TYPE, send_json
+from service.prediction import Call
 from service.repository import Target
 from service.telemetry.metrics import VersionMetrics
 from service.telemetry.observation import Observation
@@ -184,15 +185,14 @@ class ClassifyEndpoint:
         observation.has_been_read()
         images = images_of(body, headers, max_images=settings.max_images_per_request)
         observation.has_been_parsed()
-        return await gateway.classifier.classify(
-            images,
+        call = Call(
             target=target,
-            top_k=top_k,
             deadline=deadline,
             priority=priority,
             caller=caller_of(scope, receive),
             observation=observation,
         )
+        return await gateway.classifier.classify(images, call, top_k=top_k)
 
     def _terms(
         self, parameters: Mapping[str, str], headers: Mapping[bytes, bytes]

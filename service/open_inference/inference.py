@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,9 +14,7 @@ from service.errors import InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.open_inference.data_types import datatype_of, shaped
-from service.prediction import Caller
-from service.repository import Target
-from service.telemetry.observation import Observation
+from service.prediction import Call
 from service.tensors import Array, Signature
 
 MICROSECONDS: Final = 1e-6
@@ -125,26 +123,13 @@ def check_number(*, inputs: Sized, outputs: Sized) -> None:
             )
 
 
-async def infer(
-    gateway: Gateway,
-    request: InferRequest,
-    *,
-    target: Target,
-    deadline: float,
-    priority: Priority,
-    caller: Caller,
-    observation: Observation,
-) -> InferAnswer:
+async def infer(gateway: Gateway, request: InferRequest, call: Call) -> InferAnswer:
     """Answer a request.
 
     Args:
         gateway: What serves.
         request: What is asked.
-        target: The model that answers.
-        deadline: Moment of `time.monotonic`, in seconds.
-        priority: Whose turn it is, where the request does not say.
-        caller: Who waits.
-        observation: Told how far it has come.
+        call: Who asks whom, and until when; the request itself may say so as well.
 
     Raises:
         BlockserveError: Any of the errors in `service.errors`.
@@ -165,18 +150,14 @@ async def infer(
 
     timeout_us = _whole_number(request.parameters, "timeout")
     if timeout_us:
-        deadline = min(deadline, gateway.deadline(timeout_us * MICROSECONDS))
+        end = gateway.deadline(timeout_us * MICROSECONDS)
+        call = replace(call, deadline=min(call.deadline, end))
     if level := _whole_number(request.parameters, "priority"):
         batch = level > HIGHEST_PRIORITY
         priority = Priority.BATCH if batch else Priority.INTERACTIVE
+        call = replace(call, priority=priority)
     prediction = await gateway.predictor.predict(
-        read,
-        target=target,
-        signature_name=_text(request.parameters, "signature_name"),
-        deadline=deadline,
-        priority=priority,
-        caller=caller,
-        observation=observation,
+        read, call, signature_name=_text(request.parameters, "signature_name")
     )
     outputs = prediction.outputs
     is_long = sum(array.size for array in outputs.values()) > MANY_ELEMENTS and any(

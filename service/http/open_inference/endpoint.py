@@ -12,7 +12,6 @@ from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http.arrivals import Arrival
 from service.http.bodies import read_in_time
-from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
 from service.http.identity import identity_of
 from service.http.open_inference import answers, requests
@@ -135,15 +134,7 @@ class OpenInferenceEndpoint:
                 signature, _ = served.signature(DEFAULT_SIGNATURE)
             request_id, asked = "", requests.only_input(arrival.body, signature)
         observation.has_been_parsed()
-        answer = await infer(
-            gateway,
-            asked,
-            target=target,
-            deadline=arrival.deadline,
-            priority=arrival.priority,
-            caller=caller_of(scope, receive),
-            observation=observation,
-        )
+        answer = await infer(gateway, asked, arrival.call)
         return await maybe_in_thread(
             answer.is_long, answers.write, answer, asked, request_id
         )

@@ -19,7 +19,6 @@ from service.errors import (
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.http.arrivals import Arrival, InvalidEncoding
-from service.http.callers import caller_of
 from service.http.errors import internal_error, retry_after, status_of
 from service.http.identity import identity_of
 from service.http.sending import send_json
@@ -150,12 +149,8 @@ class TfServingEndpoint:
         try:
             prediction = await gateway.predictor.predict(
                 partial(run, asked.tensors),
-                target=route.target,
+                arrival.call,
                 signature_name=asked.signature_name,
-                deadline=arrival.deadline,
-                priority=arrival.priority,
-                caller=caller_of(scope, receive),
-                observation=observation,
             )
         except NotFound as error:
             if error.kind == SIGNATURE_NOT_FOUND:
