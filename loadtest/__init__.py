@@ -2,6 +2,7 @@
 
     python -m loadtest                        those that have budgets, and their summary
     python -m loadtest.overhead               what a request costs the gateway
+    python -m loadtest.observability          what metrics, logs and traces add to that
     python -m loadtest.protocols              the same image over each protocol
     python -m loadtest.saturation             throughput, against the engine alone
     python -m loadtest.latency_under_load     batching, against fixed settings
@@ -9,12 +10,14 @@
     python -m loadtest.decode                 images to pixels, against other libraries
     python -m loadtest.startup                start to ready, and memory
     python -m loadtest.http_servers           which server carries HTTP
+    python -m loadtest.json_tensors           JSON numbers to arrays, against json.loads
     python -m loadtest.engine_options         which slots and threads for the engine
     python -m loadtest.compare                other model servers, same model
+    python -m loadtest.tfserving_batching     who batches in front of TensorFlow Serving
     python -m loadtest.gpu                    what a GPU does, by runtime and precision
 
-Locust's users and shapes are here, too, to put load on a gateway that runs:
-docs/loadtest.md.
+`harness` is what they are made of. Locust's `users` and `shapes` put load on a server
+that runs, and `bench` is the command `blockserve bench`: docs/loadtest.md.
 
 Subjects that are compared are measured in the same run and in turn, round by round, for
 a shared machine is faster at some times than at others: trust the ratios. The load

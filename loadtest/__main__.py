@@ -13,7 +13,7 @@ from typing import Final
 
 import cyclopts
 
-from loadtest.report import Budget, Options, Report, budget_table, wide_console
+from loadtest.harness.report import Budget, Options, Report, budget_table, wide_console
 
 BENCHMARKS: Final = (
     "overhead",

@@ -21,7 +21,6 @@ from typing import Final
 import cyclopts
 import httpx
 
-from loadtest.client import Measurement, Request, closed_loop, open_loop
 from loadtest.compare_report import (
     CONNECTIONS,
     MANY,
@@ -37,20 +36,21 @@ from loadtest.compare_report import (
     plot,
     tables,
 )
-from loadtest.gateway import gateway
-from loadtest.overhead import raw
-from loadtest.peers.catalogue import PEERS, Peer, Variant, chosen, interpreter
-from loadtest.peers.model import DIRECTORY_VARIABLE, PORT_VARIABLE
-from loadtest.ports import free_port
-from loadtest.processes import Server, server
-from loadtest.report import Options, Report, Steps, finish, progress
-from loadtest.workloads import (
+from loadtest.harness.client import Measurement, Request, closed_loop, open_loop
+from loadtest.harness.gateway import gateway
+from loadtest.harness.ports import free_port
+from loadtest.harness.processes import Server, server
+from loadtest.harness.report import Options, Report, Steps, finish, progress
+from loadtest.harness.workloads import (
     FIRST_LABEL,
     digits,
     post,
     version_directory,
     with_expected_answers,
 )
+from loadtest.overhead import raw
+from loadtest.peers.catalogue import PEERS, Peer, Variant, chosen, interpreter
+from loadtest.peers.model import DIRECTORY_VARIABLE, PORT_VARIABLE
 
 WARM_UP_SECONDS: Final = 2
 PATIENCE_SECONDS: Final = 2

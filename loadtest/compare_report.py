@@ -8,15 +8,15 @@ from typing import Any, Final
 
 import matplotlib.pyplot as plt
 
-from loadtest.client import OK, Measurement
-from loadtest.peers.catalogue import PEERS
-from loadtest.report import (
+from loadtest.harness.client import OK, Measurement
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     new_table,
     processor_share,
     shown,
 )
+from loadtest.peers.catalogue import PEERS
 
 MODEL: Final = "inception"
 OURS: Final = "blockserve"

@@ -25,7 +25,7 @@ import sklearn.datasets
 from numpy.typing import NDArray
 from PIL import Image
 
-from loadtest.report import (
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,

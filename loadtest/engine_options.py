@@ -20,9 +20,9 @@ from typing import Any, Final
 import cyclopts
 import matplotlib.pyplot as plt
 
-from loadtest.client import Measurement, closed_loop
-from loadtest.gateway import gateway
-from loadtest.report import (
+from loadtest.harness.client import Measurement, closed_loop
+from loadtest.harness.gateway import gateway
+from loadtest.harness.report import (
     Options,
     Report,
     Steps,
@@ -31,7 +31,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import (
+from loadtest.harness.workloads import (
     IMAGES_OF,
     requests_for,
     version_directory,

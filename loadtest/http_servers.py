@@ -3,7 +3,7 @@
     pip install --target PACKAGES granian hypercorn
     python -m loadtest.http_servers [--packages PACKAGES] [--output DIR] [--seconds S]
 
-`loadtest.baselines.asgi` reads the body, a 28×28 JPEG, and answers a fixed JSON. Each
+`harness.baselines.asgi` reads the body, a 28×28 JPEG, and answers a fixed JSON. Each
 server runs it in one process with one event loop, uvloop's where it has a choice; in
 each round each has its turn; medians. Time on the processor is that of the server and
 its children over the answers.
@@ -23,11 +23,10 @@ from typing import Any, Final
 import cyclopts
 import matplotlib.pyplot as plt
 
-from loadtest.client import Measurement, closed_loop
-from loadtest.overhead import raw
-from loadtest.ports import free_port
-from loadtest.processes import Server, announced, server
-from loadtest.report import (
+from loadtest.harness.client import Measurement, closed_loop
+from loadtest.harness.ports import free_port
+from loadtest.harness.processes import Server, announced, server
+from loadtest.harness.report import (
     MILLISECONDS,
     Options,
     Report,
@@ -36,9 +35,10 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import digits
+from loadtest.harness.workloads import digits
+from loadtest.overhead import raw
 
-APPLICATION: Final = "loadtest.baselines:asgi"
+APPLICATION: Final = "loadtest.harness.baselines:asgi"
 CONNECTIONS: Final = (16, 64)
 WARM_UP_SECONDS: Final = 1
 ANNOUNCEMENT: Final = re.compile(r"(?:unning on|Listening at:) (http://\S+)")

@@ -19,7 +19,7 @@ import cyclopts
 import matplotlib.pyplot as plt
 import numpy as np
 
-from loadtest.report import (
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -29,7 +29,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import SEED
+from loadtest.harness.workloads import SEED
 from service.http.tf_serving.predict_requests import PredictRequest
 from service.server import spare_the_collector
 from service.tensors import Signature, TensorSpec

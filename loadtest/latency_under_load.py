@@ -21,10 +21,10 @@ import cyclopts
 import matplotlib.pyplot as plt
 import numpy as np
 
-from loadtest.client import OK, Measurement, Request, closed_loop, open_loop
-from loadtest.gateway import gateway
-from loadtest.processes import Server
-from loadtest.report import (
+from loadtest.harness.client import OK, Measurement, Request, closed_loop, open_loop
+from loadtest.harness.gateway import gateway
+from loadtest.harness.processes import Server
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -36,7 +36,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import (
+from loadtest.harness.workloads import (
     requests_for,
     version_directory,
     with_expected_answers,

@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.exception import StopTest
 from locust.runners import LocalRunner, MasterRunner, WorkerRunner
 
-from loadtest.staged import Capacity, Ramp, Soak, Spike, StagedShape, Step
+from loadtest.shapes.staged import Capacity, Ramp, Soak, Spike, StagedShape, Step
 from loadtest.users.base import ImageUser
 from loadtest.users.command_line import add_options, weights_of
 from loadtest.users.http_image import HttpImage

@@ -21,10 +21,9 @@ from typing import Any, Final
 import cyclopts
 import matplotlib.pyplot as plt
 
-from loadtest.client import Measurement
-from loadtest.gateway import PROGRAM, gateway
-from loadtest.overhead import CONNECTIONS, MODEL, drive
-from loadtest.report import (
+from loadtest.harness.client import Measurement
+from loadtest.harness.gateway import PROGRAM, gateway
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -34,7 +33,8 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import requests_for, version_directory
+from loadtest.harness.workloads import requests_for, version_directory
+from loadtest.overhead import CONNECTIONS, MODEL, drive
 
 UNOBSERVED: Final = "without notes"
 METRICS: Final = "metrics (default)"

@@ -20,11 +20,11 @@ import cyclopts
 import matplotlib.pyplot as plt
 import orjson
 
-from loadtest.baselines import baseline
-from loadtest.client import Measurement, Request, closed_loop
-from loadtest.gateway import gateway
-from loadtest.processes import Server
-from loadtest.report import (
+from loadtest.harness.baselines import baseline
+from loadtest.harness.client import Measurement, Request, closed_loop
+from loadtest.harness.gateway import gateway
+from loadtest.harness.processes import Server
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -35,7 +35,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import JPEG_HEADERS, digits, version_directory
+from loadtest.harness.workloads import JPEG_HEADERS, digits, version_directory
 
 MODEL: Final = "inception"
 CONNECTIONS: Final = 16

@@ -18,7 +18,7 @@ import cyclopts
 import matplotlib.pyplot as plt
 import numpy as np
 
-from loadtest.client import (
+from loadtest.harness.client import (
     OK,
     Failure,
     Measurement,
@@ -26,9 +26,9 @@ from loadtest.client import (
     closed_loop,
     open_loop,
 )
-from loadtest.gateway import gateway
-from loadtest.processes import Server
-from loadtest.report import (
+from loadtest.harness.gateway import gateway
+from loadtest.harness.processes import Server
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -40,7 +40,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import (
+from loadtest.harness.workloads import (
     JPEG_HEADERS,
     requests_for,
     version_directory,

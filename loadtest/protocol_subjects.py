@@ -7,15 +7,15 @@ from typing import Any, Final
 
 import grpc
 
-from loadtest import client, grpc_baseline, grpc_client
-from loadtest import protocol_answers as answers
-from loadtest import protocol_requests as requests
-from loadtest.client import Measurement, Request
-from loadtest.gateway import grpc_address
-from loadtest.grpc_client import Message
+from loadtest.harness import client, grpc_baseline, grpc_client
+from loadtest.harness import protocol_answers as answers
+from loadtest.harness import protocol_requests as requests
+from loadtest.harness.client import Measurement, Request
+from loadtest.harness.gateway import grpc_address
+from loadtest.harness.grpc_client import Message
+from loadtest.harness.processes import Server
+from loadtest.harness.workloads import ANSWER_SECONDS, post
 from loadtest.overhead import CLASSIFY, raw
-from loadtest.processes import Server
-from loadtest.workloads import ANSWER_SECONDS, post
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyStreamRequest,
     ClassifyStreamResponse,
@@ -60,7 +60,7 @@ class Subject(ABC):
             images: Sent in turn.
             answers: What each must get.
             concurrency: How many.
-            window: Its length and the warm-up's; see `loadtest.client.closed_loop`.
+            window: Its length and the warm-up's; see `harness.client.closed_loop`.
         """
 
 
@@ -148,7 +148,7 @@ class OverGrpc(Subject):
         )
 
     def tags(self, _: int) -> Sequence[bytes]:
-        """See `loadtest.grpc_client.closed_loop`."""
+        """See `harness.grpc_client.closed_loop`."""
         return ()
 
 

@@ -20,13 +20,11 @@ import cyclopts
 import matplotlib.pyplot as plt
 import numpy as np
 
-from loadtest.client import Measurement
-from loadtest.gateway import gateway
-from loadtest.grpc_baseline import bare_grpc
-from loadtest.overhead import MODEL
-from loadtest.processes import Server, ServerFailed
-from loadtest.protocol_subjects import BARE_GRPC, RAW_JPEG, SUBJECTS
-from loadtest.report import (
+from loadtest.harness.client import Measurement
+from loadtest.harness.gateway import gateway
+from loadtest.harness.grpc_baseline import bare_grpc
+from loadtest.harness.processes import Server, ServerFailed
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -37,7 +35,9 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import digits, version_directory
+from loadtest.harness.workloads import digits, version_directory
+from loadtest.overhead import MODEL
+from loadtest.protocol_subjects import BARE_GRPC, RAW_JPEG, SUBJECTS
 
 ALONE, MANY = 1, 16
 CONCURRENCIES: Final = (ALONE, MANY)

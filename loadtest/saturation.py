@@ -20,10 +20,10 @@ import cyclopts
 import matplotlib.pyplot as plt
 
 from loadtest import engine
-from loadtest.client import Measurement, closed_loop
 from loadtest.engine import EngineSpeed
-from loadtest.gateway import gateway
-from loadtest.report import (
+from loadtest.harness.client import Measurement, closed_loop
+from loadtest.harness.gateway import gateway
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -35,7 +35,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import (
+from loadtest.harness.workloads import (
     requests_for,
     version_directory,
     with_expected_answers,

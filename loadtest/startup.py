@@ -20,10 +20,10 @@ import httpx
 import matplotlib.pyplot as plt
 import psutil
 
-from loadtest.gateway import gateway_command, repository_of
-from loadtest.ports import free_port
-from loadtest.processes import server
-from loadtest.report import (
+from loadtest.harness.gateway import gateway_command, repository_of
+from loadtest.harness.ports import free_port
+from loadtest.harness.processes import server
+from loadtest.harness.report import (
     MEGABYTE,
     Budget,
     Options,
@@ -33,7 +33,7 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import version_directory
+from loadtest.harness.workloads import version_directory
 
 MODEL: Final = "inception"
 REPETITIONS: Final = 5

@@ -25,10 +25,10 @@ import httpx
 import matplotlib.pyplot as plt
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadtest.client import Measurement, Request, closed_loop
-from loadtest.gateway import gateway, grpc_address
-from loadtest.processes import Server
-from loadtest.report import (
+from loadtest.harness.client import Measurement, Request, closed_loop
+from loadtest.harness.gateway import gateway, grpc_address
+from loadtest.harness.processes import Server
+from loadtest.harness.report import (
     MILLISECONDS,
     Budget,
     Options,
@@ -38,7 +38,11 @@ from loadtest.report import (
     progress,
     shown,
 )
-from loadtest.workloads import requests_for, version_directory, with_expected_answers
+from loadtest.harness.workloads import (
+    requests_for,
+    version_directory,
+    with_expected_answers,
+)
 from service.settings import Settings
 
 MODEL: Final = "inception"

@@ -15,7 +15,7 @@ from typing import Any, Final
 import grpc
 import numpy as np
 
-from loadtest.outcomes import REFUSED
+from loadtest.shapes.outcomes import REFUSED
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyRequest,
     ClassifyResponse,

@@ -237,5 +237,5 @@ def test_the_load_test_image_s_packages_are_enough_to_ask(
     )
     assert len(json.loads(done.stdout)) == 6
     program = tmp_path / "opt/blockserve/bin/python"
-    photographs = "from loadtest.workloads import photographs; photographs()"
+    photographs = "from loadtest.harness.workloads import photographs; photographs()"
     subprocess.run([program, "-c", photographs], cwd=tmp_path / "empty", check=True)

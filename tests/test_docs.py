@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from loadtest.__main__ import BENCHMARKS
-from loadtest.report import Report, shown
+from loadtest.harness.report import Report, shown
 from service.gateway import Gateway
 from service.settings import Settings
 from service.workers.totals import LARGEST, SMALLEST

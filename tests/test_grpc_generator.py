@@ -9,8 +9,8 @@ from typing import Any
 import grpc
 import pytest
 
-from loadtest.client import OK, Failure, GeneratorFailed, Measurement
-from loadtest.grpc_client import Message, closed_loop
+from loadtest.harness.client import OK, Failure, GeneratorFailed, Measurement
+from loadtest.harness.grpc_client import Message, closed_loop
 
 PLEASE, REFUSE, OTHER, UNKNOWN = b"please", b"refuse", b"other", b"unknown"
 UNAVAILABLE: int = grpc.StatusCode.UNAVAILABLE.value[0]

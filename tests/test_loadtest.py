@@ -18,7 +18,7 @@ from PIL import Image
 
 from loadtest import compare_report, engine, latency_under_load, overhead, overload
 from loadtest.__main__ import budgets_in
-from loadtest.client import (
+from loadtest.harness.client import (
     OK,
     Failure,
     GeneratorFailed,
@@ -28,9 +28,13 @@ from loadtest.client import (
     open_loop,
     poisson_arrivals,
 )
-from loadtest.gateway import gateway
-from loadtest.report import Budget, Report, shown
-from loadtest.workloads import IMAGES_OF, version_directory, with_expected_answers
+from loadtest.harness.gateway import gateway
+from loadtest.harness.report import Budget, Report, shown
+from loadtest.harness.workloads import (
+    IMAGES_OF,
+    version_directory,
+    with_expected_answers,
+)
 from tests.support import image_of_class, stub_version
 
 REFUSE, HANG_UP, SAY_GOODBYE, OTHER = b"refuse", b"hang up", b"goodbye", b"other"

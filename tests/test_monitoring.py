@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from loadtest.ports import free_port
+from loadtest.harness.ports import free_port
 from tests.deployment import ROOT
 from tests.gateways import until_ready
 from tests.monitoring import (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from loadtest.client import OK, Measurement
+from loadtest.harness.client import OK, Measurement
 from loadtest.observability import METRICS, UNOBSERVED, costs_of
 from loadtest.unobserved import NOTES
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from loadtest import protocols
-from loadtest.client import OK, Failure, Measurement
-from loadtest.gateway import gateway
-from loadtest.grpc_baseline import bare_grpc
-from loadtest.processes import Server, ServerFailed
+from loadtest.harness.client import OK, Failure, Measurement
+from loadtest.harness.gateway import gateway
+from loadtest.harness.grpc_baseline import bare_grpc
+from loadtest.harness.processes import Server, ServerFailed
+from loadtest.harness.workloads import digits
 from loadtest.protocol_subjects import BARE_GRPC, RAW_JPEG, SUBJECTS
-from loadtest.workloads import digits
 from tests.support import stub_version
 
 

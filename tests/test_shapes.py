@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from loadtest.outcomes import (
+from loadtest.shapes import SHAPES, Stage, Table, Walk
+from loadtest.shapes.outcomes import (
     REFUSED,
     Outcome,
     Totals,
     capacity_per_second,
     outcome_of,
 )
-from loadtest.shapes import SHAPES, Stage, Table, Walk
 from tests.locusts import HTTP_ENTRY, Answer, answering_http, class_of, locust, refused
 
 

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import pytest
 
-from loadtest.protocol_requests import Model, pixels
+from loadtest.harness.protocol_requests import Model, pixels
+from loadtest.harness.workloads import digits
 from loadtest.shapes import SHAPES
 from loadtest.users.command_line import add_options, weights_of
 from loadtest.users.pacing import Pace
 from loadtest.users.subject import IMAGES
-from loadtest.workloads import digits
 from tests.deployment import ROOT
 from tests.locusts import (
     GRPC_ENTRY,

@@ -37,7 +37,7 @@ from loadtest.bench.tables import (
 )
 from loadtest.bench.target import Target, generator_processes, running
 from loadtest.commands import Options
-from loadtest.machine import machine
+from loadtest.harness.machine import machine
 from loadtest.shapes import SHAPES
 
 PACKAGES: Final = ("blockserve", "locust", "openvino", "numpy", "uvicorn", "grpcio")

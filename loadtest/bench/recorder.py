@@ -23,8 +23,8 @@ from locust.runners import WorkerRunner
 
 from loadtest.bench.histogram import Latencies
 from loadtest.bench.samples import BEGIN, END, STAGES_FILE
-from loadtest.outcomes import REFUSED
-from loadtest.staged import StagedShape
+from loadtest.shapes.outcomes import REFUSED
+from loadtest.shapes.staged import StagedShape
 
 FLUSH_SECONDS: Final = 1.0
 LONGEST_FAILURE: Final = 120

@@ -174,7 +174,7 @@ class Run:
 
     Attributes:
         settings: What was chosen; runs that differ in it cannot be compared.
-        machine: What `loadtest.machine` tells.
+        machine: What `harness.machine` tells.
     """
 
     settings: Mapping[str, Any]

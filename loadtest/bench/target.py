@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from loadtest.gateway import ANNOUNCEMENT, gateway_command, grpc_address
-from loadtest.processes import ServerFailed, announced, server
+from loadtest.harness.gateway import ANNOUNCEMENT, gateway_command, grpc_address
+from loadtest.harness.processes import ServerFailed, announced, server
 from service.cli.serve import build_demo_if_empty
 from service.errors import BlockserveError
 

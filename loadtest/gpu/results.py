@@ -106,7 +106,7 @@ class Results:
     """A run, as it is written to its file.
 
     Attributes:
-        machine: What `loadtest.machine` tells.
+        machine: What `harness.machine` tells.
         device: Its kind, its name, its peaks in tera operations per second by
             precision, and what its driver tells.
         settings: What was chosen for this run.

@@ -13,7 +13,7 @@ from loadtest.gpu.peaks import peaks_of
 from loadtest.gpu.process import WorkerFailed, answers
 from loadtest.gpu.results import PRECISIONS, DeviceKind, Precision, Results
 from loadtest.gpu.runtimes import RUNTIMES
-from loadtest.machine import machine
+from loadtest.harness.machine import machine
 
 ON_A_PROCESSOR: Final[Sequence[Precision]] = ("float32", "float16", "bfloat16")
 PACKAGES: Final = (

@@ -9,9 +9,9 @@ from typing import Final
 
 import orjson
 
-from loadtest.client import Request
+from loadtest.harness.client import Request
+from loadtest.harness.workloads import FIRST_LABEL
 from loadtest.overhead import multipart, raw
-from loadtest.workloads import FIRST_LABEL
 
 MILLISECONDS: Final = 1000
 # In the outputs of the Open Inference Protocol, labels are the data of a tensor.

@@ -14,8 +14,8 @@ from mlserver.types import (
     TensorData,
 )
 
+from loadtest.harness.ports import free_port
 from loadtest.peers import model
-from loadtest.ports import free_port
 
 
 class Classifier(MLModel):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from locust import User
 from locust.env import Environment
 
-from loadtest.outcomes import MILLISECONDS
+from loadtest.shapes.outcomes import MILLISECONDS
 from loadtest.users.pacing import Pace
 from loadtest.users.subject import Question, Subject
 

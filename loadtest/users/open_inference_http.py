@@ -2,7 +2,7 @@
 
 from locust import tag, task
 
-from loadtest import protocol_answers, protocol_requests
+from loadtest.harness import protocol_answers, protocol_requests
 from loadtest.users.over_http import HttpImageUser
 
 

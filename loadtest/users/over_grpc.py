@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Final
 import grpc
 import grpc.experimental.gevent
 
-from loadtest.outcomes import REFUSED
-from loadtest.protocol_requests import Model
+from loadtest.harness.protocol_requests import Model
+from loadtest.shapes.outcomes import REFUSED
 from loadtest.users.base import Failed, ImageUser, milliseconds_since
 from loadtest.users.subject import Subject
 

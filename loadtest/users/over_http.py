@@ -8,9 +8,9 @@ from typing import ClassVar, Final
 import httpx
 from locust import FastHttpUser
 
-from loadtest.client import Request
-from loadtest.outcomes import REFUSED
-from loadtest.protocol_requests import Model
+from loadtest.harness.client import Request
+from loadtest.harness.protocol_requests import Model
+from loadtest.shapes.outcomes import REFUSED
 from loadtest.users.base import Failed, ImageUser, milliseconds_since
 from loadtest.users.subject import Subject
 

@@ -7,8 +7,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import httpx
 
-from loadtest.protocol_requests import INPUT, Model
-from loadtest.workloads import digits, photographs
+from loadtest.harness.protocol_requests import INPUT, Model
+from loadtest.harness.workloads import digits, photographs
 
 DIGITS, PHOTOGRAPHS = "digits", "photographs"
 IMAGES: Final = MappingProxyType({DIGITS: digits, PHOTOGRAPHS: photographs})

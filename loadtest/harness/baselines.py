@@ -14,7 +14,7 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
-from loadtest.processes import Server, announced, server
+from loadtest.harness.processes import Server, announced, server
 
 PREDICTIONS: Final[Sequence[Mapping[str, Any]]] = [
     {"label": str(index), "index": index, "probability": 0.1234567890123456 / index}

@@ -1,4 +1,4 @@
-"""The process that sends gRPC's load; `loadtest.grpc_client` starts it."""
+"""The process that sends gRPC's load; `grpc_client` starts it."""
 
 import asyncio
 import gc
@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import grpc
 
-from loadtest.client import OK, Failure, Measurement
-from loadtest.generating import Outcomes, Window, run
-from loadtest.grpc_client import GrpcTask, Message
+from loadtest.harness.client import OK, Failure, Measurement
+from loadtest.harness.generating import Outcomes, Window, run
+from loadtest.harness.grpc_client import GrpcTask, Message
 
 # The server may be down, and answers to calls that it cannot get come at once.
 PAUSE_SECONDS: Final = 0.1
@@ -137,7 +137,7 @@ async def generate(task: GrpcTask) -> Measurement:
 
 
 def main() -> None:
-    """Do what `loadtest.grpc_client` says."""
+    """Do what `grpc_client` says."""
     gc.freeze()
     run(generate)
 

@@ -5,14 +5,14 @@
         calls=16, duration_seconds=10, warm_up_seconds=2,
     )
 
-`loadtest.grpc_generator` is the other end. Messages are bytes on both ways: nothing is
+`grpc_generator` is the other end. Messages are bytes on both ways: nothing is
 serialised or parsed while the load is on.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from loadtest.client import ClosedLoop, Measurement, measured_by
+from loadtest.harness.client import ClosedLoop, Measurement, measured_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def closed_loop(
 ) -> Measurement:
     """Keep `calls` calls under way over one connection, and measure what is answered.
 
-    What counts is the same as over HTTP; see `loadtest.client.closed_loop`.
+    What counts is the same as over HTTP; see `harness.client.closed_loop`.
 
     Args:
         address: As in `127.0.0.1:8001`.
@@ -83,4 +83,4 @@ def closed_loop(
         server_pid=server_pid,
     )
     seconds = duration_seconds + warm_up_seconds
-    return measured_by("loadtest.grpc_generator", task, seconds=seconds)
+    return measured_by("loadtest.harness.grpc_generator", task, seconds=seconds)

@@ -9,7 +9,7 @@ A closed loop keeps a fixed number of requests under way and finds the throughpu
 open loop sends at random moments that do not depend on the answers, as people do, and
 finds the latency: it counts from the moment at which a request was to be sent, so that
 a server that stalls cannot hide the requests that it kept from being sent on time.
-`loadtest.generator` is the other end, and sends what it is told from here.
+`generator` is the other end, and sends what it is told from here.
 """
 
 import pickle
@@ -275,7 +275,7 @@ def _generate(
         load=load,
         server_pid=server_pid,
     )
-    return measured_by("loadtest.generator", task, seconds=seconds)
+    return measured_by("loadtest.harness.generator", task, seconds=seconds)
 
 
 def measured_by(generator: str, task: object, *, seconds: float) -> Measurement:

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from loadtest.client import Request
-from loadtest.workloads import DIGIT_SHAPE, JPEG_HEADERS
+from loadtest.harness.client import Request
+from loadtest.harness.workloads import DIGIT_SHAPE, JPEG_HEADERS
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyRequest,
     ClassifyStreamRequest,

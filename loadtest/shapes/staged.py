@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from locust import LoadTestShape
 
-from loadtest.outcomes import Outcome, Totals, capacity_per_second
 from loadtest.shapes import SHAPES, Walk
+from loadtest.shapes.outcomes import Outcome, Totals, capacity_per_second
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 import grpc
 import uvloop
 
-from loadtest.baselines import PREDICTIONS
-from loadtest.gateway import GRPC_ANNOUNCEMENT
-from loadtest.processes import Server, announced, server
+from loadtest.harness.baselines import PREDICTIONS
+from loadtest.harness.gateway import GRPC_ANNOUNCEMENT
+from loadtest.harness.processes import Server, announced, server
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyResponse,
     Prediction,
@@ -49,7 +49,7 @@ async def serve() -> None:
 @contextmanager
 def bare_grpc() -> Iterator[Server]:
     """Serve in a process of its own until the block ends."""
-    command = [sys.executable, "-m", "loadtest.grpc_baseline"]
+    command = [sys.executable, "-m", "loadtest.harness.grpc_baseline"]
     with server(command, ready=announced(GRPC_ANNOUNCEMENT)) as started:
         yield started
 

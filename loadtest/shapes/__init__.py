@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from loadtest.outcomes import Outcome, Totals, outcome_of
+from loadtest.shapes.outcomes import Outcome, Totals, outcome_of
 
 # Locust looks at a shape once a second: a stage ends with the nearest look.
 HALF_TICK_SECONDS: Final = 0.5

@@ -1,4 +1,4 @@
-"""The process that sends the load; `loadtest.client` starts it and reads its report.
+"""The process that sends the load; `client` starts it and reads its report.
 
 Its own work per request is kept small, for it shares the processor with the server:
 requests are bytes made beforehand, httptools reads the answers, uvloop moves them.
@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import httptools
 
-from loadtest.client import (
+from loadtest.harness.client import (
     OK,
     ClosedLoop,
     Failure,
@@ -25,7 +25,7 @@ from loadtest.client import (
     Task,
     poisson_arrivals,
 )
-from loadtest.generating import Outcomes, Window, run
+from loadtest.harness.generating import Outcomes, Window, run
 
 RECONNECT_SECONDS: Final = 0.1
 # An open loop that needs more counts the request as a failed connection.
@@ -314,7 +314,7 @@ def _allow_connections() -> None:
 
 
 def main() -> None:
-    """Do what `loadtest.client` says."""
+    """Do what `client` says."""
     _allow_connections()
     # Nothing here lives in cycles but connections, and they are few.
     gc.disable()

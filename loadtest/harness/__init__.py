@@ -1,0 +1,1 @@
+"""What benchmarks are made of: loads, the servers that they run, and reports."""
