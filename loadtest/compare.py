@@ -3,15 +3,16 @@
     python -m loadtest.peers.install ENVIRONMENTS
     python -m loadtest.compare --environments ENVIRONMENTS [--peers NAME,…]
 
-28×28 JPEGs of digits. First a sweep: each configuration of each peer once, in a closed
-loop of 64 connections; the fastest is compared. The gateway has its defaults. Then each
-server has the machine for itself and the load generator, once in every round: closed
-loops of 1 and of 64 connections, and open loops at fixed rates, which all are asked to
-keep up with. Medians over the rounds. An answer counts only if its first label is that
-which the same image gets when it is sent alone.
+28×28 JPEGs of digits. First a sweep: the configurations of each peer in turn, in closed
+loops of 64 connections; the fastest is compared. The gateway has its defaults. Then
+each server has the machine for itself and the load generator, once in every round:
+closed loops of 1 and of 64 connections, and open loops at fixed rates, which all are
+asked to keep up with. Medians over the rounds. An answer counts only if its first label
+is that which the same image gets when it is sent alone.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ from loadtest.compare_report import (
     paced_outcomes,
     plot,
     tables,
+    trials_of,
 )
 from loadtest.harness.client import Measurement, Request, closed_loop, open_loop
 from loadtest.harness.gateway import gateway
@@ -141,14 +143,12 @@ def _requests(make: Callable[[bytes], Request]) -> list[Request]:
 def _measure(
     subjects: Sequence[Subject], options: Options
 ) -> tuple[list[Trial], list[Round]]:
-    sweeping = sum(len(one.variants) for one in subjects if len(one.variants) > 1)
+    swept = [one for one in subjects if len(one.variants) > 1]
+    turns = sum(len(one.variants) for one in swept) + len(subjects)
     rounds = []
-    with progress(sweeping + options.rounds * len(subjects)) as steps:
+    with progress(options.rounds * turns) as steps:
         trials = [
-            trial
-            for subject in subjects
-            if len(subject.variants) > 1
-            for trial in _sweep(subject, options.point_seconds, steps)
+            trial for subject in swept for trial in _sweep(subject, options, steps)
         ]
         fastest = {one.title: one.variant for one in trials if one.is_fastest}
         for _ in range(options.rounds):
@@ -160,27 +160,19 @@ def _measure(
     return trials, rounds
 
 
-def _sweep(subject: Subject, seconds: float, steps: Steps) -> list[Trial]:
-    """Each configuration once."""
-    rates: dict[str, float] = {}
-    for variant in subject.variants:
-        steps.next(f"{subject.title}: {variant.name}")
-        with subject.run(variant) as running:
-            requests = with_expected_answers(
-                running.address, subject.requests, answer=subject.answer
-            )
-            measured = _closed_loop(running, requests, MANY, seconds)
-        rates[variant.name] = measured.per_second()
-    fastest = max(rates, key=rates.__getitem__)
-    return [
-        Trial(
-            title=subject.title,
-            variant=name,
-            answers_per_second=rate,
-            is_fastest=name == fastest,
-        )
-        for name, rate in rates.items()
-    ]
+def _sweep(subject: Subject, options: Options, steps: Steps) -> list[Trial]:
+    """Each configuration in each round."""
+    measured = defaultdict[str, list[float]](list)
+    for _ in range(options.rounds):
+        for variant in subject.variants:
+            steps.next(f"{subject.title}: {variant.name}")
+            with subject.run(variant) as running:
+                requests = with_expected_answers(
+                    running.address, subject.requests, answer=subject.answer
+                )
+                loop = _closed_loop(running, requests, MANY, options.point_seconds)
+            measured[variant.name].append(loop.per_second())
+    return trials_of(subject.title, measured)
 
 
 def _round(subject: Subject, variant: Variant, seconds: float) -> Round:

@@ -37,6 +37,26 @@ class Trial:
     is_fastest: bool
 
 
+def trials_of(title: str, measured: Mapping[str, Sequence[float]]) -> list[Trial]:
+    """Medians, so that one lucky round makes no configuration the fastest.
+
+    Args:
+        title: The server's.
+        measured: Answers a second of each configuration, one for each round.
+    """
+    rates = {variant: median(several) for variant, several in measured.items()}
+    fastest = max(rates, key=rates.__getitem__)
+    return [
+        Trial(
+            title=title,
+            variant=variant,
+            answers_per_second=rate,
+            is_fastest=variant == fastest,
+        )
+        for variant, rate in rates.items()
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """A server's turn in a round.

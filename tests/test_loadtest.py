@@ -339,6 +339,15 @@ def test_the_default_settings_are_compared_with_the_best() -> None:
     assert latency_under_load.of_best(points[:1], 0.5, 50) == 1
 
 
+def test_a_lucky_round_makes_no_configuration_the_fastest() -> None:
+    measured = {"lucky": [900, 100, 110], "steady": [190, 200, 210]}
+    trials = compare_report.trials_of("any", measured)
+    assert [(one.answers_per_second, one.is_fastest) for one in trials] == [
+        (110, False),
+        (200, True),
+    ]
+
+
 def test_rivals_are_those_that_serve_others_meanwhile() -> None:
     def outcome(title: str, connections: int, rate: float, p50: float) -> Any:
         return compare_report.Outcome(
