@@ -48,12 +48,12 @@ class Options:
     """What is measured, and how.
 
     Attributes:
-        url: A gateway that runs; one is started if not given, with the settings that
-            `blockserve serve` would have.
-        grpc: Where that gateway answers gRPC, as in 127.0.0.1:8001.
+        url: A gateway that runs, or TensorFlow Serving alone; a gateway is started if
+            not given, with the settings that `blockserve serve` would have.
+        grpc: Where that server answers gRPC, as in 127.0.0.1:8001.
         repository: Directory of models of the gateway that is started; an empty one
             gets the demo model first.
-        model: The model to ask; not needed where there is only one.
+        model: The model to ask; not needed where a gateway has only one.
         shape: How the load changes.
         protocol: How to ask; several share the load.
         rate: Requests a second of the highest stage, if not the shape's own.

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 import grpc
+import httpx
 import numpy as np
 
 from loadtest.shapes.outcomes import REFUSED
@@ -101,53 +102,90 @@ def class_of(image: bytes) -> int:
     return sum(image) % 10
 
 
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Headers and body leave in one piece, or the second waits for an ACK.
+    wbufsize = -1
+
+    def body(self) -> bytes:
+        """What was sent."""
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def send(self, status: int, body: Any, *, retry_after: bool = False) -> None:
+        """Answer with JSON."""
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(content)))
+        if retry_after:
+            self.send_header("retry-after", "1")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+
+@contextmanager
+def _listening(handler: type[_Handler]) -> Iterator[str]:
+    with _Server(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @contextmanager
 def answering_http(behaviour: Behaviour) -> Iterator[str]:
     """A server that knows a model `inception` and answers `/classify`: its address."""
     counter, lock = iter(range(10**9)), threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # Headers and body leave in one piece, or the second waits for an ACK.
-        wbufsize = -1
-
+    class Handler(_Handler):
         def do_GET(self) -> None:
             shape = [-1, 28, 28, 1]
-            self._send(200, {"inputs": [{"name": "images", "shape": shape}]})
+            self.send(200, {"inputs": [{"name": "images", "shape": shape}]})
 
         def do_POST(self) -> None:
-            image = self.rfile.read(int(self.headers["content-length"]))
+            image = self.body()
             with lock:
                 number = next(counter)
             answer = behaviour(number, image)
             predictions = [{"index": answer.index}]
-            self._send(
+            self.send(
                 answer.status,
                 {"results": [{"predictions": predictions}]},
                 retry_after=answer.retry_after,
             )
 
-        def _send(self, status: int, body: Any, *, retry_after: bool = False) -> None:
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            if retry_after:
-                self.send_header("retry-after", "1")
-            self.end_headers()
-            self.wfile.write(content)
+    with _listening(Handler) as address:
+        yield address
 
-        def log_message(self, *_: Any) -> None:
-            pass
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        block_on_close = False
-        request_queue_size = 128
+@contextmanager
+def answering_as_tf_serving(gateway: str) -> Iterator[str]:
+    """TensorFlow Serving alone: what a gateway answers below `/v1`, and no more."""
 
-    with Server(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    class Handler(_Handler):
+        def do_GET(self) -> None:
+            self.pass_on()
+
+        def do_POST(self) -> None:
+            self.pass_on()
+
+        def pass_on(self) -> None:
+            body = self.body()
+            if not self.path.startswith("/v1/"):
+                self.send(404, {"error": "Not Found"})
+                return
+            answer = client.request(self.command, self.path, content=body)
+            self.send(answer.status_code, answer.json())
+
+    with httpx.Client(base_url=gateway) as client, _listening(Handler) as address:
+        yield address
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -10,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ from loadtest.bench.histogram import Latencies
 from loadtest.bench.report import page
 from loadtest.bench.results import GatewayNumbers, Run, StageSummary, UnreadableRun
 from loadtest.bench.samples import Course, Samples
-from loadtest.bench.scraper import Scraper, generator_busy, numbers, parse
+from loadtest.bench.scraper import Reading, Scraper, generator_busy, numbers, parse
 from loadtest.bench.slo import WrongObjective, judge
 from loadtest.bench.slo import parse as parse_objective
 from loadtest.bench.tables import stage_rows, verdict_lines, warnings, write_csv
@@ -269,13 +269,21 @@ def test_one_reading_tells_nothing() -> None:
     assert math.isnan(generator_busy([]))
 
 
-def test_a_gateway_that_does_not_answer_leaves_no_reading() -> None:
-    with (
-        Scraper("http://127.0.0.1:9", "any") as scraper,
-        pytest.raises(httpx.HTTPError),
-    ):
-        scraper.scrape()
-    assert scraper.readings == []
+def test_while_a_gateway_does_not_answer_only_the_generator_is_known() -> None:
+    asked = threading.Event()
+
+    def used() -> list[float]:
+        asked.set()
+        return [1.0]
+
+    with Scraper("http://127.0.0.1:9", "any", generator_cpu_seconds=used) as scraper:
+        assert asked.wait(10)
+    reading = scraper.readings[0]
+    assert math.isnan(reading.calls)
+    assert reading.generator_cpu_seconds == [1.0]
+    silent = [Reading(at=at, generator_cpu_seconds=[at / 2]) for at in (0.0, 4.0)]
+    assert math.isnan(numbers(silent).queue_depth)
+    assert generator_busy(silent) == 0.5
 
 
 async def test_a_gateway_that_runs_is_found_with_its_model(tmp_path: Path) -> None:

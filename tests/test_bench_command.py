@@ -71,7 +71,7 @@ def test_a_gateway_is_started_loaded_judged_and_ended(tmp_path: Path) -> None:
     assert stage.measure("p99") > 0
     assert stage.gateway("batch_rows") >= 1
     assert 0 < stage.generator_busy < 1
-    assert run.settings["gateway"] == "version 1 on stub, started for this"
+    assert run.settings["server"] == "version 1 on stub, started for this"
     with (tmp_path / "out/report.csv").open(newline="") as file:
         _, row, _ = csv.DictReader(file)
     assert float(row["answers_per_second"]) == pytest.approx(stage.measure("rps"), 1e-4)

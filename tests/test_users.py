@@ -21,6 +21,7 @@ from tests.locusts import (
     HTTP_ENTRY,
     Answer,
     Entry,
+    answering_as_tf_serving,
     answering_grpc,
     answering_http,
     class_of,
@@ -74,6 +75,19 @@ def test_users_of_every_protocol_get_right_answers(stub: tuple[str, str]) -> Non
     for entry in run.entries.values():
         assert entry.requests >= 5
         assert entry.failures == 0
+
+
+def test_tensorflow_serving_alone_is_asked_over_its_own_protocols(
+    stub: tuple[str, str],
+) -> None:
+    users = ("--users", "4", "--spawn-rate", "4")
+    load = (*users, "--run-time", "1s", "--user-rate", "10")
+    tags = ("--tags", "tf_serving_http", "tf_serving_grpc")
+    with answering_as_tf_serving(stub[0]) as host:
+        run = locust(*load, *tags, host=host, grpc_host=stub[1])
+    assert run.status == 0, run.log
+    assert {protocol for protocol, _ in run.entries} == set(tags[1:])
+    assert all(entry.requests >= 5 for entry in run.entries.values())
 
 
 def test_tags_and_weights_choose_who_asks(stub: tuple[str, str]) -> None:

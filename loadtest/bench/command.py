@@ -35,7 +35,7 @@ from loadtest.bench.tables import (
     warnings,
     write_csv,
 )
-from loadtest.bench.target import Target, generator_processes, running
+from loadtest.bench.target import NoTarget, Target, generator_processes, running
 from loadtest.commands import Options
 from loadtest.harness.machine import machine
 from loadtest.shapes import SHAPES
@@ -119,6 +119,11 @@ def _run(options: Options) -> int:
     ) as target:
         if old is not None:
             check_comparable(old, _asked(options, model=target.model))
+        if unknown := [one for one in options.protocol if one not in target.protocols]:
+            raise NoTarget(
+                f"--protocol: {target.url} answers {', '.join(target.protocols)}, and "
+                f"not {', '.join(unknown)}"
+            )
         measured = _measure(options, target)
     return tell(options, measured, old)
 
@@ -147,7 +152,7 @@ def _measure(options: Options, target: Target) -> Run:
             **_asked(options, model=target.model),
             "repetitions": options.repetitions,
             "processes": processes,
-            "gateway": target.description
+            "server": target.description
             + (", started for this" if options.url is None else ""),
         },
         machine=machine(PACKAGES),

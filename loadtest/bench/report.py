@@ -49,7 +49,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "duration_seconds": "Time of the shape",
     "repetitions": "Repetitions",
     "processes": "Processes of Locust",
-    "gateway": "Gateway",
+    "server": "Server",
     "slo": "Objective",
 }
 MACHINE: Final[Mapping[str, str]] = {

@@ -19,7 +19,7 @@ ANSWER_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the gateway told at a moment.
+    """What the gateway told at a moment; NaN where it told nothing.
 
     Attributes:
         at: Second of the wall clock.
@@ -31,12 +31,12 @@ class Reading:
     """
 
     at: float
-    rows: float
-    calls: float
-    busy_seconds: float
-    slots: float
-    queue_depth: float
-    refused: float
+    rows: float = math.nan
+    calls: float = math.nan
+    busy_seconds: float = math.nan
+    slots: float = math.nan
+    queue_depth: float = math.nan
+    refused: float = math.nan
     generator_cpu_seconds: Sequence[float] = ()
 
 
@@ -70,14 +70,15 @@ def parse(text: str, model: str, *, at: float) -> Reading:
 
 def numbers(readings: Sequence[Reading]) -> GatewayNumbers:
     """What readings tell of the time between the first and the last."""
-    if len(readings) < 2:  # noqa: PLR2004, a difference has two ends
+    told = [one for one in readings if not math.isnan(one.calls)]
+    if len(told) < 2:  # noqa: PLR2004, a difference has two ends
         return GatewayNumbers()
-    first, last = readings[0], readings[-1]
+    first, last = told[0], told[-1]
     seconds = last.at - first.at
-    slots = _mean([one.slots for one in readings])
+    slots = _mean([one.slots for one in told])
     return GatewayNumbers(
         batch_rows=_ratio(last.rows - first.rows, last.calls - first.calls),
-        queue_depth=_mean([one.queue_depth for one in readings]),
+        queue_depth=_mean([one.queue_depth for one in told]),
         engine_busy=_ratio(last.busy_seconds - first.busy_seconds, seconds * slots),
         refused_per_second=_ratio(last.refused - first.refused, seconds),
     )
@@ -102,13 +103,13 @@ class Scraper:
     """Scrapes in a thread of its own until the block ends.
 
     Args:
-        url: The gateway's, as in `http://127.0.0.1:8000`.
+        url: The server's, as in `http://127.0.0.1:8000`.
         model: The one that counts.
         token: Bearer token, where the gateway asks for one.
         generator_cpu_seconds: What each process of the load generator has taken.
 
     Attributes:
-        readings: In the order of time; a scrape that fails leaves none.
+        readings: In the order of time.
     """
 
     def __init__(
@@ -149,18 +150,20 @@ class Scraper:
             httpx.HTTPError: The gateway does not answer, or refuses.
         """
         text = self._client.get("/metrics").raise_for_status().text
-        reading = parse(text, self._model, at=time.time())
-        return replace(reading, generator_cpu_seconds=self._generator_cpu_seconds())
+        return parse(text, self._model, at=time.time())
 
     def _run(self) -> None:
         due = time.monotonic()
         while not self._ended.wait(max(0.0, due - time.monotonic())):
             due += INTERVAL_SECONDS
             try:
-                self.readings.append(self.scrape())
+                reading = self.scrape()
             except httpx.HTTPError:
-                # An overloaded gateway may not answer; the load goes on without.
-                continue
+                # An overloaded gateway may not answer, and TensorFlow Serving alone has
+                # no such page; the load goes on without.
+                reading = Reading(at=time.time())
+            used = self._generator_cpu_seconds()
+            self.readings.append(replace(reading, generator_cpu_seconds=used))
 
 
 def _ratio(part: float, whole: float) -> float:

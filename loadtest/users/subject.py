@@ -76,12 +76,33 @@ def _authorization(token: str) -> Mapping[str, str]:
 def _shape(
     host: str, model: str, authorization: Mapping[str, str], patience_seconds: float
 ) -> tuple[int, int, int]:
-    """Height, width and channels, from the metadata of the Open Inference Protocol."""
-    address = f"{host}/v2/models/{model}"
-    answer = httpx.get(address, headers=authorization, timeout=patience_seconds)
-    document = answer.raise_for_status().json()
-    inputs = {one["name"]: one["shape"] for one in document["inputs"]}
+    """Height, width and channels, from the model's metadata."""
+    with httpx.Client(
+        base_url=host, headers=authorization, timeout=patience_seconds
+    ) as client:
+        inputs = _inputs(client, model)
     match inputs.get(INPUT):
         case [_, int(height), int(width), int(channels)] if min(height, width) > 0:
             return height, width, channels
     raise ValueError(f"{model} takes no images of a known size, but {inputs}")
+
+
+def _inputs(client: httpx.Client, model: str) -> Mapping[str, Sequence[int]]:
+    """Shapes by names, of the signature that is asked when none is named."""
+    answer = client.get(f"/v2/models/{model}")
+    if answer.status_code == httpx.codes.NOT_FOUND:
+        # TensorFlow Serving alone has its own API and no other.
+        metadata = client.get(f"/v1/models/{model}/metadata")
+        if metadata.is_success:
+            return _tf_serving_inputs(metadata.json())
+    document = answer.raise_for_status().json()
+    return {one["name"]: one["shape"] for one in document["inputs"]}
+
+
+def _tf_serving_inputs(document: Any) -> Mapping[str, Sequence[int]]:
+    signatures = document["metadata"]["signature_def"]["signature_def"]
+    inputs = signatures.get("serving_default", {}).get("inputs", {})
+    return {
+        name: [int(dim["size"]) for dim in one["tensor_shape"].get("dim", ())]
+        for name, one in inputs.items()
+    }
