@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from loadtest.bench.histogram import Latencies
 from loadtest.bench.results import (
     GatewayNumbers,
     Repetition,
@@ -13,6 +12,7 @@ from loadtest.bench.results import (
     StageResult,
     StageSummary,
 )
+from loadtest.bench.sent import Sent
 from loadtest.shapes import Stage
 
 SECONDS = 10
@@ -25,18 +25,26 @@ def stage(
     milliseconds: float = 5,
     failures: int = 0,
     seed: int = 0,
+    protocols: Sequence[str] = ("http",),
 ) -> StageResult:
-    """A stage whose latencies lie around a median."""
+    """A stage whose latencies lie around a median; protocols share it evenly.
+
+    The second protocol takes twice as long as the first, and so on; all that fails is
+    sent over the first.
+    """
     random = np.random.default_rng(seed)
-    latencies = Latencies()
-    for one in random.lognormal(np.log(milliseconds / 1000), 0.3, int(load * SECONDS)):
-        latencies.add(float(one))
+    sent = {protocol: Sent() for protocol in protocols}
+    if failures:
+        sent[protocols[0]].fail("<refused> & worse", failures)
+    seconds = random.lognormal(np.log(milliseconds / 1000), 0.3, int(load * SECONDS))
+    for number_sent, one in enumerate(seconds):
+        turn = number_sent % len(protocols)
+        sent[protocols[turn]].latencies.add(float(one) * (turn + 1))
     return StageResult(
         number=number,
         asked_per_second=load,
         seconds=SECONDS,
-        latencies=latencies,
-        failures={"<refused> & worse": failures} if failures else {},
+        protocols=sent,
         gateway=GatewayNumbers(batch_rows=2.0, queue_depth=1.5, engine_busy=0.4),
         generator_busy=0.2,
     )
@@ -74,6 +82,7 @@ def run(
     failures: int = 0,
     shape: str = "step",
     processor: str = "made up",
+    protocols: Sequence[str] = ("http",),
 ) -> Run:
     """Repetitions that differ by noise; `slower` times the latency."""
     random = np.random.default_rng(seed)
@@ -87,6 +96,7 @@ def run(
                 milliseconds=factor * 4 * number,
                 failures=failures,
                 seed=int(random.integers(1000)),
+                protocols=protocols,
             )
             for number, load in enumerate(loads, 1)
         ]
@@ -96,7 +106,7 @@ def run(
         settings={
             "shape": shape,
             "model": "digits",
-            "protocols": ["http"],
+            "protocols": list(protocols),
             "rate": None,
             "duration_seconds": None,
             "broken_seconds": 2.0,

@@ -1,12 +1,13 @@
 """The load test's numbers: what is counted, judged, compared and shown."""
 
 import asyncio
+import csv
 import json
 import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import get_args
@@ -29,6 +30,7 @@ from loadtest.bench.report import page
 from loadtest.bench.results import GatewayNumbers, Run, StageSummary, UnreadableRun
 from loadtest.bench.samples import Course, Samples
 from loadtest.bench.scraper import Reading, Scraper, generator_busy, numbers, parse
+from loadtest.bench.sent import Sent
 from loadtest.bench.slo import WrongObjective, judge
 from loadtest.bench.slo import parse as parse_objective
 from loadtest.bench.tables import stage_rows, verdict_lines, warnings, write_csv
@@ -187,15 +189,11 @@ def test_the_seconds_of_all_processes_go_to_their_stages(tmp_path: Path) -> None
     fast.add(0.01)
     slow.add(0.5)
 
-    def line(second: int, latencies: Latencies, **failures: int) -> str:
-        return json.dumps(
-            {
-                "second": second,
-                "counts": latencies.counts,
-                "sum_seconds": latencies.sum_seconds,
-                "failures": failures,
-            }
-        )
+    def line(
+        second: int, latencies: Latencies, protocol: str = "http", **failures: int
+    ) -> str:
+        sent = asdict(Sent(latencies, failures))
+        return json.dumps({"second": second, "protocol": protocol, "sent": sent})
 
     one, other = tmp_path / "sent-1.jsonl", tmp_path / "sent-2.jsonl"
     one.write_text(
@@ -204,19 +202,18 @@ def test_the_seconds_of_all_processes_go_to_their_stages(tmp_path: Path) -> None
     samples = Samples(tmp_path)
     samples.poll()
     assert sorted(samples.by_second) == [100, 103]
-    other.write_text(f"{line(103, slow)}\n{line(111, fast)}\n")
+    other.write_text(f"{line(103, slow, 'grpc')}\n{line(111, fast)}\n")
     one.write_text(one.read_text()[:-9] + f"{line(107, slow)}\n")
     samples.poll()
     plan = [Stage(10, 1), Stage(10, 2), Stage(10, 3)]
     course = Course(tries=[(1, 100.4), (2, 110.4)], end=115.0)
     first, second = measuring.stage_results(samples, [], plan, course)
     # Of its first second nothing counts, nor of the second in which it ends.
-    assert (first.latencies.count, first.failures, first.seconds) == (
-        3,
-        {"refused": 1},
-        8,
-    )
-    assert (second.latencies.count, second.seconds) == (0, 3)
+    assert (first.sent.latencies.count, first.seconds) == (3, 8)
+    assert first.sent.failures == {"refused": 1}
+    assert first.over("http").sent.requests == 3
+    assert first.over("grpc").measure("p50") == pytest.approx(0.5, rel=0.02)
+    assert (second.sent.latencies.count, second.seconds) == (0, 3)
     assert second.asked_per_second == 2
     series = measuring.series(samples, [], plan, course)
     assert [one.at_seconds for one in series][:2] == pytest.approx([0.6, 1.6])
@@ -339,7 +336,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
         (None, "No such file"),
         ("{", "not JSON"),
         ("[]", "not written by"),
-        ('{"format": 1}', "incomplete"),
+        ('{"format": 2}', "incomplete"),
     ],
 )
 def test_what_is_no_run_is_not_read(
@@ -356,10 +353,10 @@ def test_the_table_has_a_line_for_each_stage_of_each_repetition(tmp_path: Path) 
     write_csv(runs.run(), tmp_path / "run.csv")
     head, *lines = (tmp_path / "run.csv").read_text().splitlines()
     assert head.startswith(
-        "repetition,stage,asked_per_second,seconds,requests,p50_seconds"
+        "repetition,stage,protocol,asked_per_second,seconds,requests,p50_seconds"
     )
     assert len(lines) == 9
-    assert lines[3].startswith("2,1,50,10,500,")
+    assert lines[3].startswith("2,1,all,50,10,500,")
     assert {line.count(",") for line in lines} == {head.count(",")}
 
 
@@ -538,6 +535,55 @@ def test_the_report_is_one_page_that_needs_nothing_else() -> None:
     ):
         assert words in text
     assert len(html.encode()) < 300_000
+
+
+def test_protocols_that_share_the_load_are_shown_apart(tmp_path: Path) -> None:
+    run = runs.run(repetitions=1, failures=3, protocols=("http", "grpc"))
+    first = run.stages[0]
+    assert first.over("http").measure("rps") == first.over("grpc").measure("rps") == 25
+    assert first.over("grpc").measure("p50") > 1.8 * first.over("http").measure("p50")
+    html = page(run)
+    found = Page()
+    found.feed(html)
+    assert found.open == []
+    assert found.counts["svg"] == 5
+    assert len(found.names) == len(set(found.names))
+    text = " ".join(found.text)
+    assert "Latency by protocol" in text
+    assert "Each protocol in each stage" in text
+    assert "1 http 3 <refused> & worse" in text
+    write_csv(run, tmp_path / "run.csv")
+    with (tmp_path / "run.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [one["protocol"] for one in lines] == ["all", "http", "grpc"] * 3
+    assert [one["requests"] for one in lines[:3]] == ["503", "253", "250"]
+    # Of a single protocol neither the load nor the gateway's share is known.
+    assert [one["asked_per_second"] for one in lines[:3]] == ["50", "", ""]
+    assert [one["batch_rows"] for one in lines[:3]] == ["2", "", ""]
+    run.write(tmp_path / "run.json")
+    assert Run.read(tmp_path / "run.json").stages == run.stages
+
+
+def test_a_run_whose_stages_were_too_short_has_a_report() -> None:
+    run = runs.run(repetitions=1, loads=(1, 20))
+    nothing = GatewayNumbers()
+    short = [
+        replace(one, protocols={}, seconds=0, gateway=nothing)
+        for one in run.repetitions[0].stages
+    ]
+    html = page(replace(run, repetitions=[runs.repetition(short)]))
+    assert "too short to be measured" in html
+
+
+def test_what_tensorflow_serving_does_not_tell_has_no_plot() -> None:
+    run = runs.run(repetitions=1)
+    nothing = GatewayNumbers()
+    untold = [replace(one, gateway=nothing) for one in run.repetitions[0].stages]
+    html = page(replace(run, repetitions=[runs.repetition(untold)]))
+    assert "Inside the gateway" in page(run)
+    assert "Inside the gateway" not in html
+    assert "requests that wait" not in html
+    assert html.count("<svg ") == 3
 
 
 def test_a_shape_with_one_load_is_shown_over_time_only() -> None:

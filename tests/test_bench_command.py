@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
 from loadtest.bench import command
 from loadtest.bench.measuring import LoadFailed, measure
@@ -18,7 +20,8 @@ from loadtest.bench.results import Run
 from loadtest.commands import NotInstalled, Options, bench
 from loadtest.shapes import Stage
 from tests import runs
-from tests.support import stub_version
+from tests.locusts import answering_as_tf_serving
+from tests.support import started, stub_version
 
 COMMAND = (sys.executable, "-m", "service", "bench")
 ENVIRONMENT = {
@@ -54,6 +57,7 @@ def test_a_gateway_is_started_loaded_judged_and_ended(tmp_path: Path) -> None:
     done = blockserve_bench(
         *("--repository", "models", "--shape", "ramp", "--duration", "9"),
         *("--processes", "2", "--protocol", "http", "--protocol", "grpc"),
+        *("--protocol", "http"),
         *("--repetitions", "1", "--slo", "p99<0.01ms", "--output", "out"),
         cwd=tmp_path,
     )
@@ -64,20 +68,57 @@ def test_a_gateway_is_started_loaded_judged_and_ended(tmp_path: Path) -> None:
     assert "in stage 1" in done.stdout
     assert "secret" not in done.stdout + done.stderr
     run = Run.read(tmp_path / "out/report.json")
+    assert run.protocols == ["http", "grpc"]
     assert len(run.stages) == 3
     stage = run.stages[1]
     assert stage.measure("rps") == pytest.approx(100, rel=0.3)
     assert stage.failures == {}
+    assert stage.over("http").measure("rps") == pytest.approx(50, rel=0.4)
+    assert stage.over("grpc").measure("rps") == pytest.approx(50, rel=0.4)
     assert stage.measure("p99") > 0
     assert stage.gateway("batch_rows") >= 1
     assert 0 < stage.generator_busy < 1
     assert run.settings["server"] == "version 1 on stub, started for this"
     with (tmp_path / "out/report.csv").open(newline="") as file:
-        _, row, _ = csv.DictReader(file)
+        rows = [one for one in csv.DictReader(file) if one["protocol"] == "all"]
+    row = rows[1]
     assert float(row["answers_per_second"]) == pytest.approx(stage.measure("rps"), 1e-4)
     html = (tmp_path / "out/report.html").read_text()
     assert "Objective missed:" in html
     assert "secret" not in html + json.dumps(run.settings)
+
+
+def test_tensorflow_serving_alone_is_loaded_over_its_own_protocols(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path, "digits", side=28)
+    with (
+        started("--engine", "stub", "--repository", str(tmp_path)) as (_, gateway, _),
+        answering_as_tf_serving(gateway) as url,
+    ):
+        arguments = ("--url", url, "--shape", "ramp", "--duration", "9")
+        asked = ("--repetitions", "1", "--model", "digits", "--output", "out")
+        refused = blockserve_bench(*arguments, *asked, cwd=tmp_path)
+        done = blockserve_bench(
+            *(*arguments, *asked, "--protocol", "tf_serving_http"), cwd=tmp_path
+        )
+        unnamed = blockserve_bench(*arguments, cwd=tmp_path)
+        unknown = blockserve_bench(*arguments, "--model", "cats", cwd=tmp_path)
+    assert {one.returncode for one in (unnamed, unknown, refused)} == {1}
+    assert "it has no 'cats'" in " ".join(unknown.stderr.split())
+    assert "say which model" in " ".join(unnamed.stderr.split())
+    assert "answers tf_serving_http, tf_serving_grpc, and not http" in " ".join(
+        refused.stderr.split()
+    )
+    assert done.returncode == 0, done.stderr
+    run = Run.read(tmp_path / "out/report.json")
+    assert run.settings["server"] == "TensorFlow Serving, version 1"
+    stage = run.stages[1]
+    assert stage.measure("rps") == pytest.approx(100, rel=0.3)
+    assert stage.failures == {}
+    # There is nobody to tell of batches, but Locust's own processes are known.
+    assert math.isnan(stage.gateway("batch_rows"))
+    assert 0 < stage.generator_busy < 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -162,6 +203,26 @@ def test_the_status_tells_whether_the_objective_was_met(
     assert "p99<15ms,rps>10: missed" in printed
     assert "p99<15ms was missed: " in printed
     assert "in stage 3" in printed
+
+
+def test_protocols_that_share_the_load_are_printed_at_the_highest_load(
+    tell: Tell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell(runs.run(protocols=("http", "tf_serving_grpc")))
+    printed = capsys.readouterr().out
+    table = printed[printed.index(" protocol ") :]
+    rows = [line.split()[:4] for line in table.splitlines() if " ms" in line]
+    assert rows == [["3", "200", "http", "100"], ["3", "200", "tf_serving_grpc", "100"]]
+
+
+def test_a_narrow_terminal_has_room_for_all_that_is_printed(
+    tell: Tell, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_console", lambda: Console(width=80))
+    tell(runs.run(protocols=("http", "open_inference_http")))
+    printed = capsys.readouterr().out
+    assert "open_inference_http" in printed
+    assert "…" not in printed
 
 
 def test_what_changed_is_printed_with_its_noise(

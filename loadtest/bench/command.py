@@ -27,9 +27,12 @@ from loadtest.bench.results import Run, UnreadableRun
 from loadtest.bench.slo import Verdict, judge, parse
 from loadtest.bench.tables import (
     CHANGE_COLUMNS,
+    FEW_PROTOCOL_COLUMNS,
     FEW_STAGE_COLUMNS,
+    PROTOCOL_COLUMNS,
     STAGE_COLUMNS,
     change_rows,
+    protocol_rows,
     stage_rows,
     verdict_lines,
     warnings,
@@ -83,7 +86,9 @@ def tell(options: Options, run: Run, old: Run | None) -> int:
     verdict = None
     if terms:
         verdict = judge(terms, run.stages, finds_capacity=finds_capacity)
-    _print_stages(console, run)
+    _print_fitting(console, STAGE_COLUMNS, FEW_STAGE_COLUMNS, stage_rows(run.stages))
+    if run.parts:
+        _print_protocols(console, run)
     for warning in warnings(run):
         console.print(f"[yellow]{warning}[/yellow]", highlight=False)
     changed = changes(old, run) if old else ()
@@ -166,7 +171,7 @@ def _asked(options: Options, *, model: str) -> dict[str, Any]:
     return {
         "shape": options.shape,
         "model": model,
-        "protocols": list(options.protocol),
+        "protocols": list(dict.fromkeys(options.protocol)),
         "rate": options.rate,
         "duration_seconds": options.duration,
         "broken_seconds": broken_seconds(options),
@@ -207,14 +212,27 @@ def _print_comparison(
         )
 
 
-def _print_stages(console: Console, run: Run) -> None:
-    rows = stage_rows(run.stages)
-    if console.width >= FILE_COLUMNS:
-        _print_table(console, STAGE_COLUMNS, rows)
-        return
-    few = [STAGE_COLUMNS.index(column) for column in FEW_STAGE_COLUMNS]
-    kept = [[row[index] for index in few] for row in rows]
-    _print_table(console, FEW_STAGE_COLUMNS, kept)
+def _print_protocols(console: Console, run: Run) -> None:
+    """At the highest load; all stages would be many lines."""
+    usual = [one for one in run.stages if one.is_usual]
+    highest = max(usual, key=lambda stage: stage.asked_per_second)
+    console.print(f"Each protocol in stage {highest.number}:", highlight=False)
+    rows = protocol_rows([highest], run.parts)
+    _print_fitting(console, PROTOCOL_COLUMNS, FEW_PROTOCOL_COLUMNS, rows)
+
+
+def _print_fitting(
+    console: Console,
+    columns: Sequence[str],
+    few: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> None:
+    """All columns, or those few where a terminal has no room for all."""
+    if console.width < FILE_COLUMNS:
+        kept = [columns.index(column) for column in few]
+        rows = [[row[index] for index in kept] for row in rows]
+        columns = few
+    _print_table(console, columns, rows)
 
 
 def _print_table(

@@ -15,8 +15,9 @@ import psutil
 
 from loadtest.bench.reference import reference_seconds
 from loadtest.bench.results import Repetition, Second, StageResult
-from loadtest.bench.samples import Course, Samples, Sent
+from loadtest.bench.samples import Course, Samples
 from loadtest.bench.scraper import Reading, Scraper, generator_busy, numbers
+from loadtest.bench.sent import Sent
 from loadtest.shapes import Stage
 from service.errors import BlockserveError
 
@@ -69,7 +70,7 @@ def measure(
     Args:
         command_for: Locust's command line, given where its recorders are to write.
         plan: The stages of the shape that it runs.
-        url: The gateway's, whose metrics are read meanwhile.
+        url: The server's; a gateway's metrics are read meanwhile.
         model: The one whose metrics count.
         token: Bearer token, where the gateway asks for one.
         on_moment: Told each second how it goes.
@@ -129,8 +130,7 @@ def stage_results(
                 number=number,
                 asked_per_second=plan[number - 1].requests_per_second,
                 seconds=seconds,
-                latencies=sent.latencies,
-                failures=dict(sent.failures),
+                protocols=sent,
                 gateway=numbers(told),
                 generator_busy=generator_busy(told),
             )
@@ -148,7 +148,7 @@ def series(
     found = []
     start = course.tries[0][1]
     for second in range(math.ceil(start), math.floor(course.end or start)):
-        sent = samples.by_second.get(second, Sent())
+        sent = samples.second(second)
         near = [one for one in readings if second - 1 <= one.at < second + 1]
         gateway = numbers(near)
         number, began = course.stage_at(second)
@@ -191,7 +191,7 @@ def _follow(
 def _moment(samples: Samples, course: Course) -> Moment:
     now = time.time()
     # The recorders write once a second: the second before the last is complete.
-    recent = samples.by_second.get(int(now) - 2, Sent())
+    recent = samples.second(int(now) - 2)
     return Moment(
         stage=None if course.end else course.tries[-1][0] - 1,
         elapsed_seconds=now - course.tries[0][1],

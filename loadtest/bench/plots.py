@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from loadtest.bench.results import PERCENTILES, Repetition, Run, Second, StageSummary
+from loadtest.bench.results import PERCENTILES, Repetition, Run, StageSummary
 from loadtest.bench.slo import Term
 
 # Drawn in a colour that is used for nothing else, and then given the page's own.
@@ -24,9 +25,20 @@ ANSWERED, ASKED, FAILED, BATCH, QUEUE, BUSY = (
     "#8b6cc9",
     "#c98a2b",
 )
+# As many as there are protocols.
+PROTOCOL_SHADES: Final = (
+    *("#2a9d8f", "#3b82c4", "#8b6cc9", "#d9634c", "#c98a2b", "#888888"),
+)
+# Of each second: its name, how it is called, and its colour.
+GATEWAY_SERIES: Final = (
+    ("batch_rows", "rows in a batch", BATCH),
+    ("queue_depth", "requests that wait", QUEUE),
+)
 MILLISECONDS: Final = 1000
 # Loads that differ so much are shown by their logarithm.
 WIDE: Final = 10
+MARGIN: Final = 1.15
+DOTS: Final = "; dots are single repetitions"
 WIDTH_INCHES: Final = 7.2
 STYLE: Final = {
     "svg.fonttype": "none",  # text stays text, in the page's own font
@@ -66,8 +78,11 @@ def plots(run: Run, terms: Sequence[Term]) -> Iterator[tuple[str, str]]:
     stages = run.stages
     if len({stage.asked_per_second for stage in stages}) > 1:
         yield "Latency against load", _drawn("latency", _latency, run, terms)
+        if run.parts:
+            yield "Latency by protocol", _drawn("protocols", _protocols, run)
         yield "Throughput and errors", _drawn("throughput", _throughput, run)
-        yield "Inside the gateway", _drawn("gateway", _gateway, run)
+        if run.knows_gateway:
+            yield "Inside the gateway", _drawn("gateway", _gateway, run)
     yield "Over time", _drawn("time", _over_time, run)
 
 
@@ -90,6 +105,20 @@ def _latency(run: Run, terms: Sequence[Term]) -> Figure:
     _load_axis(axes, run)
     # Above the axes, for the objective's line may be anywhere in them.
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(SHADES))
+    return figure
+
+
+def _protocols(run: Run) -> Figure:
+    figure, panels = _figure(2, height=4.8)
+    for axes, name in zip(panels, ("p50", "p99"), strict=True):
+        for protocol, shade in zip(run.parts, PROTOCOL_SHADES, strict=False):
+            values = [
+                one.over(protocol).measure(name) * MILLISECONDS for one in run.stages
+            ]
+            _line(axes, run.stages, values, shade, protocol)
+        _log_milliseconds(axes, label=f"{name}, milliseconds")
+    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    _load_axis(panels[1], run, dots="")
     return figure
 
 
@@ -129,38 +158,38 @@ def _gateway(run: Run) -> Figure:
 
 
 def _over_time(run: Run) -> Figure:
-    figure, (rate, latency, rows, queue) = _figure(4, height=6.4)
-    panels: Sequence[tuple[Any, Callable[[Second], float], str, str]] = (
-        (rate, lambda one: one.asked, ASKED, "asked"),
-        (rate, lambda one: one.answered, ANSWERED, "answered"),
-        (rate, lambda one: one.failed, FAILED, "failed"),
-        (latency, lambda one: one.p50_seconds * MILLISECONDS, SHADES["p50"], "p50"),
-        (latency, lambda one: one.p99_seconds * MILLISECONDS, SHADES["p99"], "p99"),
-        (rows, lambda one: one.batch_rows, BATCH, "rows in a batch"),
-        (queue, lambda one: one.queue_depth, QUEUE, "requests that wait"),
-    )
-    for axes, value, shade, label in panels:
+    told = GATEWAY_SERIES if run.knows_gateway else ()
+    panels = 2 + len(told)
+    figure, (rate, latency, *gateway) = _figure(panels, height=1.6 * panels)
+    lines = [
+        (rate, "asked", "asked", ASKED, 1),
+        (rate, "answered", "answered", ANSWERED, 1),
+        (rate, "failed", "failed", FAILED, 1),
+        (latency, "p50_seconds", "p50", SHADES["p50"], MILLISECONDS),
+        (latency, "p99_seconds", "p99", SHADES["p99"], MILLISECONDS),
+    ]
+    for axes, (name, label, shade) in zip(gateway, told, strict=True):
+        lines.append((axes, name, label, shade, 1))
+        axes.set_ylabel(label)
+    for axes, name, label, shade, scale in lines:
         for number, repetition in enumerate(run.repetitions):
             axes.plot(
                 [one.at_seconds for one in repetition.series],
-                [value(one) for one in repetition.series],
+                [getattr(one, name) * scale for one in repetition.series],
                 color=shade,
                 linewidth=0.9,
                 alpha=0.75,
                 label=None if number else label,
             )
     _log_milliseconds(latency)
-    for axes, label in (
-        (rate, "a second"),
-        (rows, "rows in a batch"),
-        (queue, "requests that wait"),
-    ):
-        axes.set_ylabel(label)
-    for axes in (rate, rows, queue):
+    rate.set_ylabel("a second")
+    for axes in (rate, *gateway):
         axes.set_ylim(bottom=0)
     rate.legend(loc="upper left", ncols=3)
     latency.legend(loc="upper left", ncols=2)
-    queue.set_xlabel("seconds since the start; one line for each repetition")
+    (gateway or [latency])[-1].set_xlabel(
+        "seconds since the start; one line for each repetition"
+    )
     return figure
 
 
@@ -178,10 +207,12 @@ def _is_wide(loads: Sequence[float]) -> bool:
     return max(loads) > WIDE * min(loads)
 
 
-def _log_milliseconds(axes: Any) -> None:
-    axes.set_yscale("log")
-    _plain_numbers(axes.yaxis)
-    axes.set_ylabel("milliseconds")
+def _log_milliseconds(axes: Any, *, label: str = "milliseconds") -> None:
+    axes.set_ylabel(label)
+    # Of nothing, as where all stages were too short, there is no logarithm.
+    if any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
 
 
 def _plain_numbers(axis: Any) -> None:
@@ -227,9 +258,12 @@ def _line(
     axes.plot(*zip(*points, strict=True), color=shade, label=label)
 
 
-def _load_axis(axes: Any, run: Run) -> None:
-    axes.set_xlabel("load, requests asked for a second; dots are single repetitions")
-    if _is_wide(list(map(_asked, run.stages))):
+def _load_axis(axes: Any, run: Run, *, dots: str = DOTS) -> None:
+    axes.set_xlabel(f"load, requests asked for a second{dots}")
+    loads = list(map(_asked, run.stages))
+    if _is_wide(loads):
+        # Said, for it cannot be found where nothing was measured.
+        axes.set_xlim(min(loads) / MARGIN, max(loads) * MARGIN)
         axes.set_xscale("log")
         _plain_numbers(axes.xaxis)
     else:

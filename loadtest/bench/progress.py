@@ -78,12 +78,11 @@ class LiveProgress:
         asked = shown_rate(self._plan[moment.stage].requests_per_second)
         text = f"{which}, stage {moment.stage + 1}/{len(self._plan)}, {asked}/s asked"
         recent = moment.recent
-        total = recent.latencies.count + recent.failed
-        if not total:
+        if not recent.requests:
             return text
         p50, p99 = map(recent.latencies.percentile, (50, 99))
         return (
             f"{text}, {shown_rate(recent.latencies.count)}/s answered, "
             f"p50 {shown_measure('p50', p50)}, p99 {shown_measure('p99', p99)}, "
-            f"errors {shown_measure('errors', recent.failed / total)}"
+            f"errors {shown_measure('errors', recent.failed / recent.requests)}"
         )

@@ -3,16 +3,17 @@
     python -m locust -f USERS,loadtest/bench/recorder.py --samples DIRECTORY …
 
 Locust's own history has one percentile of everything each few seconds. Here each
-process writes one line of JSON a second, with a histogram; adding them up is left to
-who reads. A request counts for the second in which it was due, for that is when the
-load was what it was; so a slow one makes another line for an earlier second.
+process writes one line of JSON a second and protocol, with a histogram; adding them up
+is left to who reads. A request counts for the second in which it was due, for that is
+when the load was what it was; so a slow one makes another line for an earlier second.
 """
 
 import json
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +22,8 @@ from locust import events
 from locust.env import Environment
 from locust.runners import WorkerRunner
 
-from loadtest.bench.histogram import Latencies
 from loadtest.bench.samples import BEGIN, END, STAGES_FILE
+from loadtest.bench.sent import Sent
 from loadtest.shapes.outcomes import REFUSED
 from loadtest.shapes.staged import StagedShape
 
@@ -40,12 +41,12 @@ class Recorder:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / f"sent-{os.getpid()}.jsonl"
-        self._latencies: dict[int, Latencies] = {}
-        self._failures: dict[int, Counter[str]] = {}
+        self._sent: dict[tuple[int, str], Sent] = defaultdict(Sent)
 
     def request(
         self,
         *,
+        request_type: str,
         name: str,
         response_time: float | None,
         exception: Exception | None,
@@ -57,28 +58,22 @@ class Recorder:
         failure = REFUSED.strip(" ()") if name.endswith(REFUSED) else None
         if exception is not None:
             failure = str(exception)[:LONGEST_FAILURE] or type(exception).__name__
+        sent = self._sent[second, request_type]
         if failure is None:
-            self._latencies.setdefault(second, Latencies()).add(seconds)
+            sent.latencies.add(seconds)
         else:
-            self._failures.setdefault(second, Counter())[failure] += 1
+            sent.fail(failure)
 
     def flush(self) -> None:
         """Write what was counted since the last time."""
-        latencies, self._latencies = self._latencies, {}
-        failures, self._failures = self._failures, {}
-        lines = []
-        for second in latencies.keys() | failures.keys():
-            found = latencies.get(second, Latencies())
-            line = {
-                "second": second,
-                "counts": found.counts,
-                "sum_seconds": found.sum_seconds,
-                "failures": failures.get(second, {}),
-            }
-            lines.append(json.dumps(line) + "\n")
+        counted, self._sent = self._sent, defaultdict(Sent)
+        lines = [
+            {"second": second, "protocol": protocol, "sent": asdict(sent)}
+            for (second, protocol), sent in counted.items()
+        ]
         if lines:
             with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def flush_always(self) -> None:
         """Write each second."""

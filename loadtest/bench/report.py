@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,8 +12,10 @@ from loadtest.bench.results import Run
 from loadtest.bench.slo import Term, Verdict
 from loadtest.bench.tables import (
     CHANGE_COLUMNS,
+    PROTOCOL_COLUMNS,
     STAGE_COLUMNS,
     change_rows,
+    protocol_rows,
     shown_rate,
     stage_rows,
     verdict_lines,
@@ -37,9 +40,12 @@ PAGE: Final = """<!doctype html>
 """
 STAGE_NOTE: Final = (
     "Medians of the repetitions. Latencies are those of right answers, from the moment "
-    "when a request was due. Rows in a batch, requests in the queue and the share of "
-    "the engine that was used are the gateway's own numbers; the last column is the "
-    "share of a core that Locust's busiest process took."
+    "when a request was due. The last column is the share of a core that Locust's "
+    "busiest process took."
+)
+GATEWAY_NOTE: Final = (
+    "Rows in a batch, requests in the queue and the share of the engine that was used "
+    "are the gateway's own numbers."
 )
 SETTINGS: Final[Mapping[str, str]] = {
     "shape": "Shape",
@@ -88,9 +94,11 @@ def page(
     parts.append("<h2>Stages</h2>")
     parts.append(_table(STAGE_COLUMNS, stage_rows(run.stages), _marks(verdict)))
     parts.append(f'<p class="note">{STAGE_NOTE}</p>')
+    if run.knows_gateway:
+        parts.append(f'<p class="note">{GATEWAY_NOTE}</p>')
     for heading, drawing in plots(run, terms):
         parts.append(f"<h2>{escape(heading)}</h2><figure>{drawing}</figure>")
-    parts.append(_failures(run))
+    parts += [_protocols(run), _failures(run)]
     if changes:
         parts.append(_changes(changes, differences))
     parts.append("<h2>What was measured, and where</h2>")
@@ -131,15 +139,26 @@ def _marks(verdict: Verdict | None) -> Sequence[str]:
     return ["good" if met else "bad" for met in verdict.stage_is_met]
 
 
+def _protocols(run: Run) -> str:
+    """Folded, for there may be very many lines."""
+    if not run.parts:
+        return ""
+    rows = protocol_rows(run.stages, run.parts)
+    table = _table(PROTOCOL_COLUMNS, rows)
+    return f"<details><summary>Each protocol in each stage</summary>{table}</details>"
+
+
 def _failures(run: Run) -> str:
     rows = [
-        [str(stage.number), f"{many:,}", kind]
-        for stage in run.stages
-        for kind, many in sorted(stage.failures.items(), key=lambda one: -one[1])
+        [str(stage.number), protocol, f"{many:,}", kind]
+        for stage, protocol in product(run.stages, run.protocols)
+        for kind, many in sorted(
+            stage.over(protocol).failures.items(), key=lambda one: -one[1]
+        )
     ]
     if not rows:
         return ""
-    table = _table(("stage", "times", "what"), rows, name="words")
+    table = _table(("stage", "protocol", "times", "what"), rows, name="words")
     return f"<h2>What failed</h2>{table}"
 
 

@@ -7,17 +7,16 @@ once, a run all repetitions with what they depend on.
 import json
 import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest.bench.histogram import Latencies
+from loadtest.bench.sent import Sent
 from loadtest.shapes import Stage
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 PERCENTILES: Final = {"p50": 50, "p90": 90, "p95": 95, "p99": 99}
 LATENCIES: Final = (*PERCENTILES, "mean")
 MEASURES: Final = (*LATENCIES, "errors", "rps")
@@ -52,34 +51,37 @@ class StageResult:
         number: From 1.
         asked_per_second: The load that was planned.
         seconds: Time that was counted; where the load changes some is left out.
-        failures: How many, by what went wrong.
+        protocols: What was sent, by the tags of the users that sent it.
         generator_busy: Share of a core that the busiest process of Locust took.
     """
 
     number: int
     asked_per_second: float
     seconds: float
-    latencies: Latencies
-    failures: Mapping[str, int]
+    protocols: Mapping[str, Sent]
     gateway: GatewayNumbers
     generator_busy: float = math.nan
 
     @property
-    def requests(self) -> int:
-        """How many were sent, failures included."""
-        return self.latencies.count + sum(self.failures.values())
+    def sent(self) -> Sent:
+        """What was sent over all protocols."""
+        return Sent.together(self.protocols.values())
+
+    def over(self, protocol: str) -> "StageResult":
+        """What became of that part that was sent over a protocol."""
+        sent = self.protocols.get(protocol, Sent())
+        return replace(self, protocols={protocol: sent})
 
     def measure(self, name: str) -> float:
         """One of `MEASURES`: in seconds, as a share of 1, or right answers a second."""
+        sent = self.sent
         if name in PERCENTILES:
-            return self.latencies.percentile(PERCENTILES[name])
+            return sent.latencies.percentile(PERCENTILES[name])
         if name == "mean":
-            return self.latencies.mean_seconds
+            return sent.latencies.mean_seconds
         if name == "rps":
-            return self.latencies.count / self.seconds if self.seconds else math.nan
-        return (
-            sum(self.failures.values()) / self.requests if self.requests else math.nan
-        )
+            return sent.latencies.count / self.seconds if self.seconds else math.nan
+        return sent.failed / sent.requests if sent.requests else math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +114,11 @@ class StageSummary:
     @property
     def failures(self) -> Mapping[str, int]:
         """How many there were, by what went wrong."""
-        together = Counter[str]()
-        for one in self.results:
-            together.update(one.failures)
-        return together
+        return Sent.together(one.sent for one in self.results).failures
+
+    def over(self, protocol: str) -> "StageSummary":
+        """That part of it that was sent over a protocol."""
+        return replace(self, results=[one.over(protocol) for one in self.results])
 
     def measure(self, name: str) -> float:
         """The median of the repetitions' `StageResult.measure`.
@@ -183,6 +186,29 @@ class Run:
     repetitions: Sequence[Repetition]
 
     @property
+    def protocols(self) -> Sequence[str]:
+        """Tags of the users that sent the load."""
+        chosen: Sequence[str] = self.settings["protocols"]
+        return chosen
+
+    @property
+    def parts(self) -> Sequence[str]:
+        """The same, where several shared the load; else none."""
+        return self.protocols if len(self.protocols) > 1 else ()
+
+    @property
+    def knows_gateway(self) -> bool:
+        """Whether a gateway told of itself; TensorFlow Serving alone does not."""
+        # A stage that was short may have none, where single seconds have some.
+        seconds = chain.from_iterable(one.series for one in self.repetitions)
+        stages = chain.from_iterable(one.stages for one in self.repetitions)
+        depths = [
+            *(one.queue_depth for one in seconds),
+            *(one.gateway.queue_depth for one in stages),
+        ]
+        return not all(map(math.isnan, depths))
+
+    @property
     def stages(self) -> Sequence[StageSummary]:
         """Each stage in all repetitions.
 
@@ -197,11 +223,13 @@ class Run:
         ]
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, with the measures of each stage as well."""
+        """Write it as JSON, with the measures of each stage and protocol as well."""
         document = {"format": FORMAT, **asdict(self)}
         for kept, told in zip(self.repetitions, document["repetitions"], strict=True):
             for stage, entry in zip(kept.stages, told["stages"], strict=True):
-                entry["measures"] = {name: stage.measure(name) for name in MEASURES}
+                entry["measures"] = _measures(stage)
+                for protocol, part in entry["protocols"].items():
+                    part["measures"] = _measures(stage.over(protocol))
         text = json.dumps(_json(document), allow_nan=False, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
 
@@ -231,6 +259,10 @@ class Run:
             raise UnreadableRun(f"{path}: incomplete ({error!r})") from error
 
 
+def _measures(stage: StageResult) -> dict[str, float]:
+    return {name: stage.measure(name) for name in MEASURES}
+
+
 def _repetition(document: Mapping[str, Any]) -> Repetition:
     return Repetition(
         stages=[_stage(one) for one in document["stages"]],
@@ -241,9 +273,9 @@ def _repetition(document: Mapping[str, Any]) -> Repetition:
 
 def _stage(document: Mapping[str, Any]) -> StageResult:
     fields = {name: one for name, one in document.items() if name != "measures"}
-    kept = fields["latencies"]
-    counts = {int(bucket): many for bucket, many in kept["counts"].items()}
-    fields["latencies"] = Latencies(counts=counts, sum_seconds=kept["sum_seconds"])
+    fields["protocols"] = {
+        protocol: Sent.read(one) for protocol, one in fields["protocols"].items()
+    }
     fields["gateway"] = GatewayNumbers(**_numbers(fields["gateway"]))
     return StageResult(**_numbers(fields))
 

@@ -2,14 +2,12 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest.bench.histogram import Latencies
+from loadtest.bench.sent import Sent
 
 # Beside the files of `recorder.Recorder`: a line for each look that Locust takes at the
 # shape.
@@ -18,24 +16,6 @@ SENT_FILES: Final = "sent-*.jsonl"
 # Where the load begins in earnest, and where it ends.
 BEGIN: Final = (1, 0)
 END: Final = (0, 0)
-
-
-@dataclass(slots=True)
-class Sent:
-    """What became of the requests that were sent in some time."""
-
-    latencies: Latencies = field(default_factory=Latencies)
-    failures: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def failed(self) -> int:
-        """How many failed."""
-        return self.failures.total()
-
-    def merge(self, other: "Sent") -> None:
-        """Add those of another time."""
-        self.latencies.merge(other.latencies.counts, other.latencies.sum_seconds)
-        self.failures.update(other.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +75,13 @@ class Samples:
         directory: Where the recorders write.
 
     Attributes:
-        by_second: Keys are seconds of the wall clock.
+        by_second: By seconds of the wall clock, and then by protocols.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._read_bytes: dict[Path, int] = {}
-        self.by_second: dict[int, Sent] = {}
+        self.by_second: dict[int, dict[str, Sent]] = {}
 
     def poll(self) -> None:
         """Read the lines that were added since the last time."""
@@ -116,20 +96,25 @@ class Samples:
             for line in whole.splitlines():
                 self._add(json.loads(line))
 
-    def between(self, start: float, end: float) -> tuple[Sent, int]:
+    def second(self, second: int) -> Sent:
+        """What was sent in a second, over all protocols."""
+        return Sent.together(self.by_second.get(second, {}).values())
+
+    def between(self, start: float, end: float) -> tuple[dict[str, Sent], int]:
         """What was sent in the whole seconds of a time, and how many these are.
 
         Seconds in which nothing was sent count as well.
+
+        Returns:
+            What was sent, by protocols, and the number of seconds.
         """
-        together = Sent()
+        found: dict[str, Sent] = {}
         first, last = math.ceil(start), math.floor(end)
         for second in range(first, last):
-            with suppress(KeyError):
-                together.merge(self.by_second[second])
-        return together, max(0, last - first)
+            for protocol, sent in self.by_second.get(second, {}).items():
+                found.setdefault(protocol, Sent()).merge(sent)
+        return found, max(0, last - first)
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        sent = self.by_second.setdefault(line["second"], Sent())
-        counts = {int(bucket): many for bucket, many in line["counts"].items()}
-        sent.latencies.merge(counts, line["sum_seconds"])
-        sent.failures.update(line["failures"])
+        protocols = self.by_second.setdefault(line["second"], {})
+        protocols.setdefault(line["protocol"], Sent()).merge(Sent.read(line["sent"]))

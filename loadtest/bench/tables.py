@@ -2,16 +2,25 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Final
 
 from loadtest.bench.comparison import Change
-from loadtest.bench.results import LATENCIES, MEASURES, PERCENTILES, Run, StageSummary
+from loadtest.bench.results import (
+    LATENCIES,
+    PERCENTILES,
+    GatewayNumbers,
+    Run,
+    StageResult,
+    StageSummary,
+)
 from loadtest.bench.slo import Verdict
 
 MILLISECONDS: Final = 1000
 NOTHING: Final = "–"  # noqa: RUF001, a dash for people
+ALL: Final = "all"
 # More than this of a core, and Locust itself may be what is slow.
 GENERATOR_LIMIT: Final = 0.85
 STAGE_COLUMNS: Final = (
@@ -19,9 +28,25 @@ STAGE_COLUMNS: Final = (
     *(*PERCENTILES, "p99 of each"),
     *("batch", "queue", "engine", "Locust"),
 )
+PROTOCOL_COLUMNS: Final = (
+    *("stage", "asked/s", "protocol", "answered/s", "errors"),
+    *(*PERCENTILES, "p99 of each"),
+)
 # Those for which a terminal of 80 columns has room.
 FEW_STAGE_COLUMNS: Final = (
     *("stage", "asked/s", "answered/s", "errors", "p50", "p99", "queue", "engine"),
+)
+FEW_PROTOCOL_COLUMNS: Final = ("protocol", "answered/s", "errors", "p50", "p99")
+CSV_MEASURES: Final = {
+    **{name: f"{name}_seconds" for name in LATENCIES},
+    "errors": "errors_share",
+    "rps": "answers_per_second",
+}
+CSV_COLUMNS: Final = (
+    *("repetition", "stage", "protocol", "asked_per_second", "seconds", "requests"),
+    *CSV_MEASURES.values(),
+    *(one.name for one in fields(GatewayNumbers)),
+    "generator_busy",
 )
 NAMES: Final = {"reference": "machine's own time", "peak": "most answered/s"}
 CHANGE_COLUMNS: Final = (
@@ -41,10 +66,7 @@ def stage_rows(stages: Sequence[StageSummary]) -> list[list[str]]:
         [
             _stage(one),
             shown_rate(one.asked_per_second),
-            shown_measure("rps", one.measure("rps")),
-            shown_measure("errors", one.measure("errors")),
-            *(shown_measure(name, one.measure(name)) for name in PERCENTILES),
-            _range(one.measures("p99")),
+            *_measures(one),
             _number(one.gateway("batch_rows")),
             _number(one.gateway("queue_depth")),
             _share(one.gateway("engine_busy")),
@@ -54,11 +76,30 @@ def stage_rows(stages: Sequence[StageSummary]) -> list[list[str]]:
     ]
 
 
+def protocol_rows(
+    stages: Sequence[StageSummary], protocols: Sequence[str]
+) -> list[list[str]]:
+    """What became of each protocol's part of each stage, as `PROTOCOL_COLUMNS`.
+
+    All that was asked for is asked over all protocols together.
+    """
+    return [
+        [
+            _stage(one),
+            shown_rate(one.asked_per_second),
+            protocol,
+            *_measures(one.over(protocol)),
+        ]
+        for one in stages
+        for protocol in protocols
+    ]
+
+
 def change_rows(changes: Sequence[Change]) -> list[list[str]]:
     """What changed, as `CHANGE_COLUMNS`; what cannot be told is there as well."""
     return [
         [
-            str(one.stage) if one.stage else "all",
+            str(one.stage) if one.stage else ALL,
             NAMES.get(one.measure, one.measure),
             shown_measure(one.measure, one.old),
             shown_measure(one.measure, one.new),
@@ -118,36 +159,44 @@ def warnings(run: Run) -> list[str]:
 
 
 def write_csv(run: Run, path: Path) -> None:
-    """One line for each stage of each repetition; seconds, and shares of 1."""
+    """One line for each stage of each repetition; seconds, and shares of 1.
+
+    Where several protocols share the load, each has a line of its own besides, without
+    what is known of all of them together only.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        gateway = ("batch_rows", "queue_depth", "engine_busy", "refused_per_second")
-        writer.writerow(
-            [
-                *("repetition", "stage", "asked_per_second", "seconds", "requests"),
-                *(f"{one}_seconds" for one in LATENCIES),
-                *("errors_share", "answers_per_second"),
-                *gateway,
-                "generator_busy",
-            ]
-        )
+        writer = csv.DictWriter(file, CSV_COLUMNS)
+        writer.writeheader()
         for number, repetition in enumerate(run.repetitions, 1):
-            for one in repetition.stages:
-                values = (
-                    *(one.measure(name) for name in MEASURES),
-                    *(getattr(one.gateway, name) for name in gateway),
-                    one.generator_busy,
-                )
-                writer.writerow(
-                    [
-                        *(number, one.number, one.asked_per_second),
-                        *(one.seconds, one.requests),
-                        *(
-                            "" if math.isnan(value) else f"{value:.6g}"
-                            for value in values
-                        ),
-                    ]
-                )
+            for stage in repetition.stages:
+                writer.writerows(_csv_lines(number, stage, run.parts))
+
+
+def _csv_lines(
+    repetition: int, stage: StageResult, parts: Sequence[str]
+) -> Iterator[Mapping[str, object]]:
+    place = {"repetition": repetition, "stage": stage.number, "seconds": stage.seconds}
+    yield {
+        **place,
+        "protocol": ALL,
+        "asked_per_second": stage.asked_per_second,
+        **_csv_measures(stage),
+        **{name: _csv(value) for name, value in asdict(stage.gateway).items()},
+        "generator_busy": _csv(stage.generator_busy),
+    }
+    for protocol in parts:
+        yield {**place, "protocol": protocol, **_csv_measures(stage.over(protocol))}
+
+
+def _csv_measures(stage: StageResult) -> Mapping[str, object]:
+    return {
+        "requests": stage.sent.requests,
+        **{one: _csv(stage.measure(name)) for name, one in CSV_MEASURES.items()},
+    }
+
+
+def _csv(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def shown_measure(name: str, value: float) -> str:
@@ -165,6 +214,15 @@ def shown_measure(name: str, value: float) -> str:
 def shown_rate(value: float) -> str:
     """A number of requests a second."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"  # noqa: PLR2004
+
+
+def _measures(stage: StageSummary) -> list[str]:
+    """What was answered, what failed, and how long it took."""
+    names = ("rps", "errors", *PERCENTILES)
+    return [
+        *(shown_measure(name, stage.measure(name)) for name in names),
+        _range(stage.measures("p99")),
+    ]
 
 
 def _stage(stage: StageSummary) -> str:
