@@ -26,7 +26,7 @@ from service.errors import (
     Overloaded,
 )
 from service.settings import DURATION_BUCKETS_SECONDS
-from service.telemetry.metrics import Metrics
+from service.telemetry.metrics import Metrics, VersionMetrics
 from service.tensors import Tensors
 
 FAR = 60.0
@@ -62,7 +62,10 @@ class Engine:
 
 @asynccontextmanager
 async def batching(
-    *, processor: Processor | None = None, **options: Any
+    *,
+    processor: Processor | None = None,
+    metrics: VersionMetrics | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[Batcher, Engine]]:
     """A batcher of four rows, or what its curve prefers, over one slot."""
     engine = Engine()
@@ -73,7 +76,7 @@ async def batching(
         options=BatchingOptions(**chosen),
         curve=curve,
         processor=processor or Processor(chosen["slots"]),
-        metrics=Metrics(DURATION_BUCKETS_SECONDS).version("m", 1),
+        metrics=metrics or Metrics(DURATION_BUCKETS_SECONDS).version("m", 1),
     )
     yield batcher, engine
     engine.gate.set()
@@ -506,6 +509,19 @@ async def test_an_expired_request_fails_at_its_deadline_and_costs_no_compute() -
         engine.gate.set()
         assert await answers(head, last) == [[0], [6]]
         assert engine.batches == [[0], [3]]
+
+
+async def test_a_request_whose_time_ran_out_in_the_queue_has_waited_there() -> None:
+    metrics = Metrics(DURATION_BUCKETS_SECONDS).version("m", 1)
+    async with batching(metrics=metrics) as (batcher, engine):
+        await occupy(batcher, engine)
+        assert metrics.queue_seconds.count == 1
+        timeout = 0.01
+        place = batcher.submit(rows_of(2), rows=1, deadline=monotonic() + timeout)
+        with pytest.raises(DeadlineExceeded):
+            await place.answer
+        assert metrics.queue_seconds.count == 2
+        assert place.queue_seconds > 0.9 * timeout
 
 
 async def test_a_request_whose_timer_is_late_still_costs_no_compute() -> None:

@@ -578,7 +578,7 @@ class Batcher:
                     self._leave(request)
                     continue
                 if request.deadline <= now:  # a busy event loop runs its timers late
-                    request.fail(expired())
+                    self._time_is_up(request, now)
                     continue
                 left = request.rows - request.taken
                 if not self._options.gathers:
@@ -596,9 +596,7 @@ class Batcher:
         """Take the next rows of the request at the head of its line."""
         assert request.tensors is not None  # noqa: S101, it waits
         if request.taken == 0:
-            request.queue_seconds = now - request.queued_at
-            trace_id = None if request.span is None else request.span.trace_id
-            self._metrics.queue_seconds.observe(request.queue_seconds, trace_id)
+            self._has_waited(request, now)
         start, stop = request.taken, request.taken + rows
         part = Slice(
             request=request,
@@ -613,6 +611,16 @@ class Batcher:
         if stop == request.rows:
             self._leave(request)
         return part
+
+    def _has_waited(self, request: Request, now: float) -> None:
+        request.queue_seconds = now - request.queued_at
+        trace_id = None if request.span is None else request.span.trace_id
+        self._metrics.queue_seconds.observe(request.queue_seconds, trace_id)
+
+    def _time_is_up(self, request: Request, now: float) -> None:
+        if request.taken == 0:
+            self._has_waited(request, now)
+        request.fail(expired())
 
     def _leave(self, request: Request) -> None:
         line = self._lines[request.priority]
@@ -640,9 +648,11 @@ class Batcher:
         now = monotonic()
         self._expires_at = math.inf
         for request in tuple(self._unanswered):
+            if request.answer.done():
+                continue
             if request.deadline <= now:
-                request.fail(expired())
-            elif not request.answer.done():
+                self._time_is_up(request, now)
+            else:
                 self._expires_at = min(self._expires_at, request.deadline)
         if self._expires_at < math.inf:
             self._set_expiry(self._expires_at, now)
