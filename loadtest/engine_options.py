@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 
 from loadtest.harness.client import Measurement, closed_loop
 from loadtest.harness.gateway import gateway
+from loadtest.harness.numbers import median_ratio
 from loadtest.harness.report import (
     Options,
     Report,
@@ -161,9 +162,9 @@ def _outcomes(
             model=model,
             variant=name,
             answers_per_second=median(rates[name]),
-            of_default=_median_ratio(rates[name], rates[DEFAULT]),
+            of_default=median_ratio(rates[name], rates[DEFAULT]),
             alone_p50_seconds=median(alone[name]),
-            alone_p50_of_default=_median_ratio(alone[name], alone[DEFAULT]),
+            alone_p50_of_default=median_ratio(alone[name], alone[DEFAULT]),
             failures=sum(
                 one.failures
                 for connections in CONNECTIONS
@@ -172,10 +173,6 @@ def _outcomes(
         )
         for name in VARIANTS
     ]
-
-
-def _median_ratio(numbers: Sequence[float], others: Sequence[float]) -> float:
-    return median(one / other for one, other in zip(numbers, others, strict=True))
 
 
 def _table(outcomes: Sequence[Outcome]) -> Any:

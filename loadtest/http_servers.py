@@ -24,6 +24,7 @@ import cyclopts
 import matplotlib.pyplot as plt
 
 from loadtest.harness.client import Measurement, closed_loop
+from loadtest.harness.image_requests import raw
 from loadtest.harness.ports import free_port
 from loadtest.harness.processes import Server, announced, server
 from loadtest.harness.report import (
@@ -36,7 +37,6 @@ from loadtest.harness.report import (
     shown,
 )
 from loadtest.harness.workloads import digits
-from loadtest.overhead import raw
 
 APPLICATION: Final = "loadtest.harness.baselines:asgi"
 CONNECTIONS: Final = (16, 64)
@@ -172,7 +172,7 @@ def _costs(measured: Mapping[tuple[str, int], Sequence[Measurement]]) -> list[Co
             server=name,
             connections=count,
             cpu_seconds_per_request=median(
-                one.server_cpu_seconds / len(one.statuses) for one in rounds
+                one.server_cpu_seconds_per_request for one in rounds
             ),
             answers_per_second=median(one.per_second() for one in rounds),
             p50_seconds=median(one.p50_seconds for one in rounds),

@@ -106,7 +106,7 @@ def main(options: Options = Options()) -> None:  # noqa: B008, it is immutable
 def costs_of(measured: Mapping[str, Sequence[Measurement]]) -> list[Cost]:
     """What the rounds come to; each difference is of one round."""
     cpu = {
-        name: [one.server_cpu_seconds / len(one.statuses) for one in rounds]
+        name: [one.server_cpu_seconds_per_request for one in rounds]
         for name, rounds in measured.items()
     }
     return [

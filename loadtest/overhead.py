@@ -9,8 +9,7 @@ its turn; medians. Beside it, the same HTTP server with a bare FastAPI route and
 bare ASGI application that read the body and answer a fixed JSON of the same size.
 """
 
-from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -18,11 +17,11 @@ from typing import Any, Final
 
 import cyclopts
 import matplotlib.pyplot as plt
-import orjson
 
 from loadtest.harness.baselines import baseline
 from loadtest.harness.client import Measurement, Request, closed_loop
 from loadtest.harness.gateway import gateway
+from loadtest.harness.image_requests import MakeRequest, base64_json, multipart, raw
 from loadtest.harness.processes import Server
 from loadtest.harness.report import (
     MILLISECONDS,
@@ -35,18 +34,15 @@ from loadtest.harness.report import (
     progress,
     shown,
 )
-from loadtest.harness.workloads import JPEG_HEADERS, digits, version_directory
+from loadtest.harness.workloads import digits, version_directory
 
 MODEL: Final = "inception"
 CONNECTIONS: Final = 16
 WARM_UP_SECONDS: Final = 1
 BUDGET_SECONDS: Final = 200e-6
-BOUNDARY: Final = "loadtest-boundary"
 BARE_FASTAPI: Final = "bare FastAPI route"
 BARE_ASGI: Final = "bare ASGI application"
 RAW_IMAGE: Final = "HTTP, raw image"
-
-MakeRequest = Callable[[bytes], Request]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,34 +65,6 @@ class Cost:
     p50_seconds: float
     failures: int
     generator_share: float
-
-
-def raw(path: str) -> MakeRequest:
-    """The image is the body."""
-    return lambda image: Request(path, JPEG_HEADERS, image)
-
-
-def multipart(path: str) -> MakeRequest:
-    """The image is a file in a form."""
-    head = (
-        f"--{BOUNDARY}\r\n"
-        'Content-Disposition: form-data; name="image"; filename="image.jpg"\r\n'
-        "Content-Type: image/jpeg\r\n\r\n"
-    ).encode()
-    tail = f"\r\n--{BOUNDARY}--\r\n".encode()
-    headers = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
-    return lambda image: Request(path, headers, head + image + tail)
-
-
-def base64_json(path: str) -> MakeRequest:
-    """The image is a text in JSON."""
-    headers = {"content-type": "application/json"}
-
-    def request(image: bytes) -> Request:
-        document = {"images": [{"b64": b64encode(image).decode()}]}
-        return Request(path, headers, orjson.dumps(document))
-
-    return request
 
 
 CLASSIFY: Final = f"/models/{MODEL}/classify"
@@ -171,7 +139,7 @@ def drive(server: Server, requests: Sequence[Request], seconds: float) -> Measur
 
 def _costs(measured: dict[str, list[Measurement]]) -> list[Cost]:
     cpu = {
-        name: median(one.server_cpu_seconds / len(one.statuses) for one in rounds)
+        name: median(one.server_cpu_seconds_per_request for one in rounds)
         for name, rounds in measured.items()
     }
     return [

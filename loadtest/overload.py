@@ -1,12 +1,12 @@
 """Overload: three times as many requests as the gateway can answer.
 
-    python -m loadtest.overload [--model NAME …] [--repository DIR] [--output DIR]
+    python -m loadtest.overload [--model NAME]… [--repository DIR] [--output DIR]
 
 Requests arrive at random moments (Poisson) at three times the capacity, which a closed
 loop finds before and after. Each tells the gateway how much time it has. What counts is
 goodput, the answers that came within that time, by the client's clock; that no answer
-comes later, for then its client is gone; and that a refusal comes at once. The start,
-when the queue is still empty, is left out.
+comes later, for then its client is gone; and that a refusal comes at once. Goodput
+leaves out the start, when the queue is still empty; all else counts it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,6 @@ from loadtest.harness.report import (
     shown,
 )
 from loadtest.harness.workloads import (
-    JPEG_HEADERS,
     requests_for,
     version_directory,
     with_expected_answers,
@@ -67,7 +66,7 @@ BUDGET_REFUSAL_SECONDS: Final = 0.020
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overload:
-    """What became of the requests that were to be sent after the start.
+    """What became of the requests; of the goodput the start is left out.
 
     Attributes:
         late: 200s after the deadline, by the client's clock.
@@ -191,7 +190,7 @@ def _measure(
     model: str, options: Options, steps: Steps
 ) -> tuple[Overload, Measurement]:
     timeout = TIMEOUT_SECONDS.get(model, DEFAULT_TIMEOUT_SECONDS)
-    # The start, which is left out, comes on top.
+    # The start, which goodput leaves out, comes on top.
     duration = options.point_seconds + timeout
     with gateway(options.repository, model=model) as server:
         requests = with_expected_answers(server.address, requests_for(model))
@@ -230,7 +229,7 @@ def _capacity(server: Server, requests: Sequence[Request], seconds: float) -> fl
 
 
 def _with_timeout(request: Request, seconds: float) -> Request:
-    headers = {**JPEG_HEADERS, "x-request-timeout": str(seconds)}
+    headers = {**request.headers, "x-request-timeout": str(seconds)}
     return Request(request.path, headers, request.body, expect=request.expect)
 
 

@@ -13,9 +13,10 @@ from loadtest.harness import protocol_requests as requests
 from loadtest.harness.client import Measurement, Request
 from loadtest.harness.gateway import grpc_address
 from loadtest.harness.grpc_client import Message
+from loadtest.harness.image_requests import raw
 from loadtest.harness.processes import Server
 from loadtest.harness.workloads import ANSWER_SECONDS, post
-from loadtest.overhead import CLASSIFY, raw
+from loadtest.overhead import CLASSIFY
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyStreamRequest,
     ClassifyStreamResponse,

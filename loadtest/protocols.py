@@ -23,6 +23,7 @@ import numpy as np
 from loadtest.harness.client import Measurement
 from loadtest.harness.gateway import gateway
 from loadtest.harness.grpc_baseline import bare_grpc
+from loadtest.harness.numbers import median_ratio
 from loadtest.harness.processes import Server, ServerFailed
 from loadtest.harness.report import (
     MILLISECONDS,
@@ -136,7 +137,7 @@ def _measure(images: Sequence[bytes], options: Options) -> Measured:
 def costs_of(measured: Measured, body_bytes: Mapping[str, float]) -> list[Cost]:
     """What the rounds come to; each ratio is of one round."""
     cpu = {
-        point: [one.server_cpu_seconds / len(one.statuses) for one in rounds]
+        point: [one.server_cpu_seconds_per_request for one in rounds]
         for point, rounds in measured.items()
     }
     return [
@@ -145,7 +146,7 @@ def costs_of(measured: Measured, body_bytes: Mapping[str, float]) -> list[Cost]:
             concurrency=count,
             body_bytes=body_bytes[name],
             cpu_seconds_per_request=median(cpu[name, count]),
-            of_raw_jpeg=_median_ratio(cpu[name, count], cpu[RAW_JPEG, count]),
+            of_raw_jpeg=median_ratio(cpu[name, count], cpu[RAW_JPEG, count]),
             answers_per_second=median(one.per_second() for one in rounds),
             p50_seconds=median(one.p50_seconds for one in rounds),
             p99_seconds=median(one.p99_seconds for one in rounds),
@@ -156,10 +157,6 @@ def costs_of(measured: Measured, body_bytes: Mapping[str, float]) -> list[Cost]:
         )
         for (name, count), rounds in measured.items()
     ]
-
-
-def _median_ratio(values: Sequence[float], bases: Sequence[float]) -> float:
-    return median(one / base for one, base in zip(values, bases, strict=True))
 
 
 def _budgets(costs: Sequence[Cost]) -> list[Budget]:

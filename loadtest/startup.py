@@ -62,7 +62,8 @@ def main(
         repetitions: Starts of each subject.
     """
     version_directory(options.repository, MODEL)
-    starts = _measure(options, 1 if options.quick else repetitions)
+    repetitions = 1 if options.quick else repetitions
+    starts = _measure(options, repetitions)
     embedded = starts[EMBEDDED]
     report = Report(
         name="startup",

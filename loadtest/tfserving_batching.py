@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.harness.client import Measurement, Request, closed_loop
 from loadtest.harness.gateway import gateway, grpc_address
+from loadtest.harness.numbers import median_ratio
 from loadtest.harness.processes import Server
 from loadtest.harness.report import (
     MILLISECONDS,
@@ -152,15 +153,15 @@ def outcomes_of(turns: Turns) -> list[Outcome]:
                 calls=subject.calls,
                 connections=connections,
                 answers_per_second=median(one.per_second() for one in measured),
-                of_defaults=median(
-                    one.per_second() / other.per_second()
-                    for one, other in zip(measured, base, strict=True)
+                of_defaults=median_ratio(
+                    [one.per_second() for one in measured],
+                    [one.per_second() for one in base],
                 ),
                 p50_seconds=median(one.p50_seconds for one in measured),
                 p99_seconds=median(one.p99_seconds for one in measured),
                 rows_per_call=median(turn.rows_per_call for turn in rounds),
                 cpu_seconds_per_request=median(
-                    one.server_cpu_seconds / len(one.statuses) for one in measured
+                    one.server_cpu_seconds_per_request for one in measured
                 ),
                 failures=sum(one.failures for one in measured),
             )

@@ -130,6 +130,11 @@ class Measurement:
         return len(self.statuses) - self.count(OK)
 
     @property
+    def server_cpu_seconds_per_request(self) -> float:
+        """What one took of the processor at the server, whatever became of it."""
+        return self.server_cpu_seconds / len(self.statuses)
+
+    @property
     def p50_seconds(self) -> float:
         """Median latency of the 200s; NaN if there are none."""
         return self._percentiles[0]

@@ -12,7 +12,7 @@ from loadtest.harness.processes import Server, ServerFailed, announced, server
 
 PROGRAM: Final = ("-m", "service")
 # The line is there to its end, and the ports to their last digits.
-ANNOUNCEMENT: Final = re.compile(r"HTTP at (http://\S+), gRPC at \S+\n")
+ANNOUNCEMENT: Final = re.compile(r"HTTP at (https?://\S+), gRPC at \S+\n")
 GRPC_ANNOUNCEMENT: Final = re.compile(r"gRPC at (\S+)\n")
 
 

@@ -40,10 +40,6 @@ class Server:
     printed: str = ""
     ready_seconds: float = 0.0
 
-    def cpu_seconds(self) -> float:
-        """What it and its children have taken of the processor so far."""
-        return cpu_seconds(self.pid)
-
     def memory_bytes(self) -> int:
         """What it and its children hold; what they share counts once."""
         total = 0

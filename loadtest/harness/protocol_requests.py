@@ -4,14 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
 from loadtest.harness.client import Request
-from loadtest.harness.workloads import DIGIT_SHAPE, JPEG_HEADERS
+from loadtest.harness.image_requests import JSON_HEADERS, raw
+from loadtest.harness.workloads import DIGIT_SHAPE
 from proto.blockserve.v1.image_classifier_pb2 import (
     ClassifyRequest,
     ClassifyStreamRequest,
@@ -22,7 +22,6 @@ from proto.tensorflow.serving.predict_pb2 import PredictRequest
 from proto.tensors import to_tensor_proto
 
 INPUT: Final = "images"
-JSON: Final = MappingProxyType({"content-type": "application/json"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +51,14 @@ def pixels(image: bytes, model: Model = DEMO) -> Any:
 
 def image_file(image: bytes, model: Model = DEMO) -> Request:
     """The JPEG itself, to the gateway's own `/classify`."""
-    return Request(f"/models/{model.name}/classify", JPEG_HEADERS, image)
+    return raw(f"/models/{model.name}/classify")(image)
 
 
 def tf_serving(image: bytes, model: Model = DEMO) -> Request:
     """Numbers in rows, to TensorFlow Serving's REST API."""
     document = {"instances": pixels(image, model).tolist()}
     path = f"/v1/models/{model.name}:predict"
-    return Request(path, JSON, json.dumps(document).encode())
+    return Request(path, JSON_HEADERS, json.dumps(document).encode())
 
 
 def open_inference(image: bytes, model: Model = DEMO) -> Request:
@@ -67,7 +66,7 @@ def open_inference(image: bytes, model: Model = DEMO) -> Request:
     values = pixels(image, model)
     tensor = {"name": INPUT, "datatype": "UINT8", "shape": values.shape}
     document = {"inputs": [{**tensor, "data": values.ravel().tolist()}]}
-    return Request(model.infer_path, JSON, json.dumps(document).encode())
+    return Request(model.infer_path, JSON_HEADERS, json.dumps(document).encode())
 
 
 def open_inference_binary(image: bytes, model: Model = DEMO) -> Request:

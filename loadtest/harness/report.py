@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 
 from loadtest.harness.machine import machine
+from loadtest.harness.numbers import as_json
 
 mpl.use("Agg")
 
@@ -116,7 +117,7 @@ class Report:
         output.mkdir(parents=True, exist_ok=True)
         document = {"machine": machine(PACKAGES), **asdict(self)}
         path = output / f"{self.name}.json"
-        text = json.dumps(_json(document), indent=2, allow_nan=False)
+        text = json.dumps(as_json(document), indent=2, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
         return path
 
@@ -212,19 +213,6 @@ class Steps:
 def processor_share(cpu_seconds: float, wall_seconds: float) -> float:
     """Share of all cores."""
     return cpu_seconds / (wall_seconds * (os.cpu_count() or 1))
-
-
-def _json(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN; both become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _json(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _or_nan(value: float | None) -> float:

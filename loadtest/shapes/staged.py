@@ -2,8 +2,7 @@
 
 import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 
 from locust import LoadTestShape
 
+from loadtest.harness.numbers import as_json
 from loadtest.shapes import SHAPES, Walk
 from loadtest.shapes.outcomes import Outcome, Totals, capacity_per_second
 
@@ -80,7 +80,7 @@ class StagedShape(LoadTestShape):
                 "shape": self.name,
                 "slo_seconds": options.slo,
                 "capacity_per_second": capacity,
-                "stages": [_json(outcome) for outcome in outcomes],
+                "stages": [as_json(asdict(outcome)) for outcome in outcomes],
             }
             text = json.dumps(document, indent=2, allow_nan=False)
             Path(options.stages_file).write_text(text + "\n", encoding="utf-8")
@@ -121,14 +121,6 @@ class Capacity(StagedShape):
     """More, step by step, until the objective breaks or no more is answered."""
 
     name = "capacity"
-
-
-def _json(outcome: Outcome) -> Mapping[str, Any]:
-    """JSON knows no NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in asdict(outcome).items()
-    }
 
 
 def _told(outcome: Outcome) -> str:
