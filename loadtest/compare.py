@@ -4,23 +4,24 @@
     python -m loadtest.compare --environments ENVIRONMENTS [--peers NAME,…]
 
 28×28 JPEGs of digits. First a sweep: the configurations of each peer in turn, in closed
-loops of 64 connections; the fastest is compared. The gateway has its defaults. Then
-each server has the machine for itself and the load generator, once in every round:
-closed loops of 1 and of 64 connections, and open loops at fixed rates, which all are
-asked to keep up with. Medians over the rounds. An answer counts only if its first label
-is that which the same image gets when it is sent alone.
+loops of 1 and of 64 connections; the fastest with each is compared. The gateway has its
+defaults. Then each server has the machine for itself and the load generator, once in
+every round: the same closed loops, and in its configuration for 64 connections open
+loops at fixed rates, which all are asked to keep up with. Medians over the rounds. An
+answer counts only if its first label is that which the same image gets when it is sent
+alone.
 """
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
 
 import cyclopts
-import httpx
 
 from loadtest.compare_report import (
     CONNECTIONS,
@@ -39,18 +40,18 @@ from loadtest.compare_report import (
     trials_of,
 )
 from loadtest.harness.client import Measurement, Request, closed_loop, open_loop
-from loadtest.harness.gateway import gateway
+from loadtest.harness.gateway import gateway_command, repository_of
+from loadtest.harness.image_requests import raw
 from loadtest.harness.ports import free_port
 from loadtest.harness.processes import Server, server
 from loadtest.harness.report import Options, Report, Steps, finish, progress
 from loadtest.harness.workloads import (
+    ANSWER_SECONDS,
     FIRST_LABEL,
     digits,
-    post,
     version_directory,
     with_expected_answers,
 )
-from loadtest.overhead import raw
 from loadtest.peers.catalogue import PEERS, Peer, Variant, chosen, interpreter
 from loadtest.peers.model import DIRECTORY_VARIABLE, PORT_VARIABLE
 
@@ -59,6 +60,7 @@ PATIENCE_SECONDS: Final = 2
 SEED: Final = 0
 DEFAULTS: Final = Variant("defaults", {})
 CHECKOUT: Final = Path(__file__).parents[1]
+HOST: Final = "127.0.0.1"
 
 Run = Callable[[Variant], AbstractContextManager[Server]]
 
@@ -76,6 +78,10 @@ class Subject:
     requests: Sequence[Request]
     variants: Sequence[Variant] = (DEFAULTS,)
     answer: re.Pattern[bytes] = FIRST_LABEL
+
+    def expecting(self, running: Server) -> Sequence[Request]:
+        """The requests, each with the label that it gets when it is sent alone."""
+        return with_expected_answers(running.address, self.requests, answer=self.answer)
 
 
 def main(
@@ -98,11 +104,7 @@ def main(
         raise SystemExit(f"{environments} has no environment of {', '.join(names)}")
     directory = version_directory(options.repository, MODEL)
     subjects = [
-        Subject(
-            title=OURS,
-            run=lambda _: gateway(options.repository, model=MODEL),
-            requests=_requests(raw(f"/models/{MODEL}/classify")),
-        ),
+        _ours(options.repository),
         *(_subject(PEERS[one], environments, one, directory) for one in installed),
     ]
     trials, rounds = _measure(subjects, options)
@@ -124,20 +126,66 @@ def main(
     finish(report, plot(closed, paced), shown, options.output)
 
 
+def _ours(repository: Path) -> Subject:
+    requests = list(map(raw(f"/models/{MODEL}/classify"), digits()))
+
+    @contextmanager
+    def run(_: Variant) -> Iterator[Server]:
+        port = free_port()
+        with repository_of(repository, MODEL) as only:
+            command = gateway_command(only, "--http-port", str(port))
+            with _answering(command, port, requests[0]) as running:
+                yield running
+
+    return Subject(title=OURS, run=run, requests=requests)
+
+
 def _subject(peer: Peer, environments: Path, name: str, directory: Path) -> Subject:
-    requests = _requests(peer.request)
+    requests = list(map(peer.request, digits()))
     python = interpreter(environments, name)
+
+    def run(variant: Variant) -> AbstractContextManager[Server]:
+        port = free_port()
+        arguments = [part.format(port=port) for part in peer.command]
+        environment = {
+            "PYTHONPATH": str(CHECKOUT),
+            DIRECTORY_VARIABLE: str(directory.absolute()),
+            PORT_VARIABLE: str(port),
+            **variant.environment,
+        }
+        command = [str(python), "-m", *arguments]
+        return _answering(command, port, requests[0], environment)
+
     return Subject(
         title=peer.title,
-        run=lambda variant: _running(peer, variant, python, directory, requests[0]),
+        run=run,
         requests=requests,
         variants=peer.variants,
         answer=peer.answer,
     )
 
 
-def _requests(make: Callable[[bytes], Request]) -> list[Request]:
-    return [make(image) for image in digits()]
+def _answering(
+    command: Sequence[str],
+    port: int,
+    request: Request,
+    environment: Mapping[str, str] | None = None,
+) -> AbstractContextManager[Server]:
+    """Run a server until the block ends; it has answered a request."""
+
+    def ready(_: str) -> str | None:
+        return f"http://{HOST}:{port}" if _is_answered(port, request) else None
+
+    return server(command, ready=ready, environment=environment, directory=CHECKOUT)
+
+
+def _is_answered(port: int, request: Request) -> bool:
+    """With a client that takes next to nothing from a server that starts beside it."""
+    connection = HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
+    with closing(connection), suppress(OSError, HTTPException):
+        connection.request("POST", request.path, request.body, dict(request.headers))
+        return connection.getresponse().status == HTTPStatus.OK
+    return False
 
 
 def _measure(
@@ -150,45 +198,60 @@ def _measure(
         trials = [
             trial for subject in swept for trial in _sweep(subject, options, steps)
         ]
-        fastest = {one.title: one.variant for one in trials if one.is_fastest}
         for _ in range(options.rounds):
             for subject in subjects:
                 steps.next(subject.title)
-                name = fastest.get(subject.title, subject.variants[0].name)
-                (variant,) = [one for one in subject.variants if one.name == name]
-                rounds.append(_round(subject, variant, options.point_seconds))
+                fastest = _fastest(subject, trials)
+                rounds.append(_round(subject, fastest, options.point_seconds))
     return trials, rounds
 
 
 def _sweep(subject: Subject, options: Options, steps: Steps) -> list[Trial]:
     """Each configuration in each round."""
-    measured = defaultdict[str, list[float]](list)
+    loops: dict[int, dict[str, list[Measurement]]] = {
+        count: {variant.name: [] for variant in subject.variants}
+        for count in CONNECTIONS
+    }
     for _ in range(options.rounds):
         for variant in subject.variants:
             steps.next(f"{subject.title}: {variant.name}")
             with subject.run(variant) as running:
-                requests = with_expected_answers(
-                    running.address, subject.requests, answer=subject.answer
-                )
-                loop = _closed_loop(running, requests, MANY, options.point_seconds)
-            measured[variant.name].append(loop.per_second())
-    return trials_of(subject.title, measured)
+                requests = subject.expecting(running)
+                for count in CONNECTIONS:
+                    loop = _closed_loop(running, requests, count, options.point_seconds)
+                    loops[count][variant.name].append(loop)
+    return [
+        trial
+        for count, measured in loops.items()
+        for trial in trials_of(subject.title, count, measured)
+    ]
 
 
-def _round(subject: Subject, variant: Variant, seconds: float) -> Round:
+def _fastest(subject: Subject, trials: Sequence[Trial]) -> Mapping[int, Variant]:
+    """The configuration to compare, by the number of connections."""
+    names = {
+        one.connections: one.variant
+        for one in trials
+        if one.is_fastest and one.title == subject.title
+    }
+    by_name = {variant.name: variant for variant in subject.variants}
+    first = subject.variants[0]
+    return {count: by_name[names.get(count, first.name)] for count in CONNECTIONS}
+
+
+def _round(subject: Subject, variants: Mapping[int, Variant], seconds: float) -> Round:
     """A server's turn."""
-    with subject.run(variant) as running:
-        requests = with_expected_answers(
-            running.address, subject.requests, answer=subject.answer
-        )
+    closed = {}
+    for count, variant in variants.items():
+        with subject.run(variant) as running:
+            requests = subject.expecting(running)
+            closed[count] = _closed_loop(running, requests, count, seconds)
+    with subject.run(variants[MANY]) as running:
+        requests = subject.expecting(running)
         return Round(
             title=subject.title,
-            variant=variant.name,
-            ready_seconds=running.ready_seconds,
-            closed={
-                count: _closed_loop(running, requests, count, seconds)
-                for count in CONNECTIONS
-            },
+            variants={count: variant.name for count, variant in variants.items()},
+            closed=closed,
             paced={
                 rate: open_loop(
                     running.address,
@@ -200,6 +263,7 @@ def _round(subject: Subject, variant: Variant, seconds: float) -> Round:
                 )
                 for rate in RATES_PER_SECOND
             },
+            ready_seconds=running.ready_seconds,
             memory_bytes=running.memory_bytes(),
         )
 
@@ -214,32 +278,6 @@ def _closed_loop(
         duration_seconds=seconds,
         warm_up_seconds=WARM_UP_SECONDS,
         server_pid=running.pid,
-    )
-
-
-def _running(
-    peer: Peer, variant: Variant, python: Path, directory: Path, request: Request
-) -> AbstractContextManager[Server]:
-    """Run a peer until the block ends; it has answered a request."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-
-    def ready(_: str) -> str | None:
-        with suppress(httpx.TransportError):
-            if post(address, request).is_success:
-                return address
-        return None
-
-    return server(
-        [str(python), "-m", *(part.format(port=port) for part in peer.command)],
-        ready=ready,
-        environment={
-            "PYTHONPATH": str(CHECKOUT),
-            DIRECTORY_VARIABLE: str(directory.absolute()),
-            PORT_VARIABLE: str(port),
-            **variant.environment,
-        },
-        directory=CHECKOUT,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -29,32 +29,45 @@ BUDGET_P50: Final = 0.4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A configuration in the sweep."""
+    """A configuration in the sweep, at a number of connections."""
 
     title: str
     variant: str
+    connections: int
     answers_per_second: float
+    p50_seconds: float
     is_fastest: bool
 
 
-def trials_of(title: str, measured: Mapping[str, Sequence[float]]) -> list[Trial]:
+def trials_of(
+    title: str, connections: int, measured: Mapping[str, Sequence[Measurement]]
+) -> list[Trial]:
     """Medians, so that one lucky round makes no configuration the fastest.
+
+    With one connection the fastest is that with the shortest median latency, with many
+    that with the most answers.
 
     Args:
         title: The server's.
-        measured: Answers a second of each configuration, one for each round.
+        connections: How many there were.
+        measured: Closed loops by configurations, one for each round.
     """
-    rates = {variant: median(several) for variant, several in measured.items()}
-    fastest = max(rates, key=rates.__getitem__)
-    return [
+    trials = [
         Trial(
             title=title,
             variant=variant,
-            answers_per_second=rate,
-            is_fastest=variant == fastest,
+            connections=connections,
+            answers_per_second=median(one.per_second() for one in several),
+            p50_seconds=median(one.p50_seconds for one in several),
+            is_fastest=False,
         )
-        for variant, rate in rates.items()
+        for variant, several in measured.items()
     ]
+    if connections == MANY:
+        fastest = max(trials, key=lambda one: one.answers_per_second)
+    else:
+        fastest = min(trials, key=lambda one: one.p50_seconds)
+    return [replace(one, is_fastest=one is fastest) for one in trials]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +75,15 @@ class Round:
     """A server's turn in a round.
 
     Attributes:
+        variants: Its configurations, by the number of connections.
         closed: By the number of connections.
-        paced: By the rate in a second.
-        memory_bytes: Of all its processes, after that.
+        paced: By the rate in a second, in the configuration for many connections.
+        ready_seconds: From its start to its first answer, in the same.
+        memory_bytes: Of all its processes, after that, in the same.
     """
 
     title: str
-    variant: str
+    variants: Mapping[int, str]
     ready_seconds: float
     closed: Mapping[int, Measurement]
     paced: Mapping[int, Measurement]
@@ -80,6 +95,7 @@ class Outcome:
     """Medians over the rounds, at a number of connections."""
 
     title: str
+    variant: str
     connections: int
     answers_per_second: float
     p50_seconds: float
@@ -113,7 +129,7 @@ class Footprint:
 def closed_outcomes(rounds: Sequence[Round]) -> list[Outcome]:
     """The closed loops of all servers."""
     return [
-        _closed_outcome(title, count, [one.closed[count] for one in several])
+        _closed_outcome(title, count, several)
         for count in CONNECTIONS
         for title, several in _by_title(rounds).items()
     ]
@@ -142,7 +158,7 @@ def footprints(rounds: Sequence[Round]) -> list[Footprint]:
     return [
         Footprint(
             title=title,
-            variant=several[0].variant,
+            variant=several[0].variants[MANY],
             ready_seconds=median(one.ready_seconds for one in several),
             memory_bytes=median(one.memory_bytes for one in several),
         )
@@ -151,20 +167,21 @@ def footprints(rounds: Sequence[Round]) -> list[Footprint]:
 
 
 def budgets(outcomes: Sequence[Outcome]) -> list[Budget]:
-    """Our throughput and our median latency, against the best rival's."""
+    """Our throughput and our median latency, against the best other's.
+
+    None where only the floor of the latency is compared with.
+    """
     floors = {peer.title for peer in PEERS.values() if peer.is_floor}
-    by_connections = {
-        count: {
-            one.title: one
-            for one in outcomes
-            if one.connections == count and one.title not in floors
-        }
+    alone, many = (
+        {one.title: one for one in outcomes if one.connections == count}
         for count in CONNECTIONS
-    }
-    ours_many = by_connections[MANY].pop(OURS)
-    ours_alone = by_connections[1].pop(OURS)
-    most = max(one.answers_per_second for one in by_connections[MANY].values())
-    fastest = min(one.p50_seconds for one in by_connections[1].values())
+    )
+    ours_alone, ours_many = alone.pop(OURS), many.pop(OURS)
+    rivals = [one for one in alone.values() if one.title not in floors]
+    if not rivals:
+        return []
+    most = max(one.answers_per_second for one in many.values())
+    fastest = min(one.p50_seconds for one in rivals)
     return [
         Budget(
             name=f"throughput at {MANY} connections, of the best other",
@@ -245,32 +262,36 @@ def _by_title(rounds: Sequence[Round]) -> Mapping[str, Sequence[Round]]:
     return found
 
 
-def _closed_outcome(title: str, count: int, rounds: Sequence[Measurement]) -> Outcome:
+def _closed_outcome(title: str, count: int, rounds: Sequence[Round]) -> Outcome:
+    loops = [one.closed[count] for one in rounds]
     return Outcome(
         title=title,
+        variant=rounds[0].variants[count],
         connections=count,
-        answers_per_second=median(one.per_second() for one in rounds),
-        p50_seconds=median(one.p50_seconds for one in rounds),
-        p99_seconds=median(one.p99_seconds for one in rounds),
-        failures=sum(one.failures for one in rounds),
+        answers_per_second=median(one.per_second() for one in loops),
+        p50_seconds=median(one.p50_seconds for one in loops),
+        p99_seconds=median(one.p99_seconds for one in loops),
+        failures=sum(one.failures for one in loops),
         server_share=median(
-            processor_share(one.server_cpu_seconds, one.wall_seconds) for one in rounds
+            processor_share(one.server_cpu_seconds, one.wall_seconds) for one in loops
         ),
         generator_share=median(
-            processor_share(one.cpu_seconds, one.wall_seconds) for one in rounds
+            processor_share(one.cpu_seconds, one.wall_seconds) for one in loops
         ),
     )
 
 
 def _sweep_table(trials: Sequence[Trial]) -> Any:
     table = new_table(
-        f"sweep, {MANY} connections", "server", "configuration", "answers/s"
+        "sweep", "server", "configuration", "connections", "answers/s", "p50"
     )
     for one in trials:
         table.add_row(
             one.title,
             f"[bold]{one.variant}[/bold]" if one.is_fastest else one.variant,
+            str(one.connections),
             shown(one.answers_per_second, "count"),
+            shown(one.p50_seconds, "milliseconds"),
         )
     return table
 

@@ -13,7 +13,11 @@ BATCH_SIZE: Final = int(model.setting("PEER_BATCH_SIZE", 32))
 WORKERS: Final = int(model.setting("PEER_WORKERS", 1))
 
 
-@bentoml.service(metrics={"enabled": True}, workers=WORKERS)
+@bentoml.service(
+    metrics={"enabled": True},
+    logging={"access": {"enabled": False}},
+    workers=WORKERS,
+)
 class Classifier:
     """JPEG in a form in, labels out."""
 

@@ -1,17 +1,18 @@
 """Which peers there are, what each needs installed, and how it is started and asked."""
 
 import re
-from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import orjson
-
-from loadtest.harness.client import Request
+from loadtest.harness.image_requests import (
+    MakeRequest,
+    multipart,
+    open_inference,
+    raw,
+)
 from loadtest.harness.workloads import FIRST_LABEL
-from loadtest.overhead import multipart, raw
 
 MILLISECONDS: Final = 1000
 # In the outputs of the Open Inference Protocol, labels are the data of a tensor.
@@ -28,19 +29,35 @@ class Variant:
     environment: Mapping[str, str]
 
 
-def batches(*sizes: int, seconds: float, workers: int = 1) -> Sequence[Variant]:
-    """Batch sizes, with the time that a batch waits for company."""
+def batches(
+    *sizes: int, seconds: float | None = None, workers: int = 1
+) -> Sequence[Variant]:
+    """Batch sizes.
+
+    Args:
+        sizes: In rows.
+        seconds: How long a batch waits for company; `None` for servers that find that
+            out by themselves.
+        workers: Processes that run the model.
+    """
+    wait = "adaptive" if seconds is None else f"{seconds * MILLISECONDS:.0f} ms"
     return tuple(
         Variant(
-            f"batches of {size}, {seconds * MILLISECONDS:.0f} ms, {_workers(workers)}",
+            f"batches of {size}, {wait}, {_workers(workers)}",
             {
                 "PEER_BATCH_SIZE": str(size),
-                "PEER_BATCH_SECONDS": str(seconds),
+                "PEER_BATCH_SECONDS": str(seconds or 0),
                 "PEER_WORKERS": str(workers),
             },
         )
         for size in sizes
     )
+
+
+def single(*, workers: int = 1) -> Variant:
+    """No batches: each request by itself, and at once."""
+    (variant,) = batches(1, seconds=0, workers=workers)
+    return replace(variant, name=f"no batches, {_workers(workers)}")
 
 
 def uvicorn_workers(*counts: int) -> Sequence[Variant]:
@@ -63,36 +80,20 @@ class Peer:
         requirements: What pip installs.
         command: What follows its environment's `python -m`; `{port}` is filled in.
         request: An image as this server wants it.
-        variants: Configurations of which the fastest is compared; the first is that of
-            its documentation.
+        variants: Configurations of which the fastest is compared, at each number of
+            connections; the first is that of its documentation.
         answer: Finds the first label in its answer.
-        is_floor: It is the least that Python, HTTP and the engine can take, with no
-            batching and nobody else served meanwhile; shown, but no rival.
+        is_floor: With one connection it is the least that Python, HTTP and the engine
+            can take, for nobody else is served meanwhile; there it is no rival.
     """
 
     title: str
     requirements: Sequence[str]
     command: Sequence[str]
-    request: Callable[[bytes], Request]
+    request: MakeRequest
     variants: Sequence[Variant]
     answer: re.Pattern[bytes] = FIRST_LABEL
     is_floor: bool = False
-
-
-def open_inference(path: str) -> Callable[[bytes], Request]:
-    """The image is a tensor of one text, in JSON."""
-    headers = {"content-type": "application/json"}
-
-    def request(image: bytes) -> Request:
-        tensor = {
-            "name": "image",
-            "shape": [1],
-            "datatype": "BYTES",
-            "data": [b64encode(image).decode()],
-        }
-        return Request(path, headers, orjson.dumps({"inputs": [tensor]}))
-
-    return request
 
 
 def _uvicorn(module: str) -> Sequence[str]:
@@ -129,6 +130,7 @@ PEERS: Final[Mapping[str, Peer]] = {
             *batches(16, 64, seconds=0.002),
             *batches(64, seconds=0.01),
             *batches(16, seconds=0.002, workers=2),
+            single(),
         ),
     ),
     "bentoml": Peer(
@@ -139,8 +141,7 @@ PEERS: Final[Mapping[str, Peer]] = {
             *("--host=127.0.0.1", "--port={port}"),
         ),
         request=multipart("/classify"),
-        # It finds out by itself how long to wait.
-        variants=(*batches(32, 100, seconds=0), *batches(32, seconds=0, workers=2)),
+        variants=(*batches(32, 100), *batches(32, workers=2), single()),
     ),
     "mlserver": Peer(
         title="MLServer, OpenVINO",
@@ -151,6 +152,8 @@ PEERS: Final[Mapping[str, Peer]] = {
             *batches(32, 64, seconds=0.005),
             *batches(32, seconds=0.02),
             *batches(32, seconds=0.005, workers=0),
+            single(),
+            single(workers=0),
         ),
         answer=FIRST_TENSOR_LABEL,
     ),
@@ -163,6 +166,7 @@ PEERS: Final[Mapping[str, Peer]] = {
             *batches(32, 64, seconds=0.005),
             *batches(32, seconds=0.02),
             *batches(32, seconds=0.005, workers=2),
+            single(),
         ),
     ),
 }

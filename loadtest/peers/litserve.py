@@ -1,6 +1,6 @@
 """LitServe and OpenVINO, with its dynamic batching."""
 
-from typing import Any
+from typing import Any, Final
 
 import litserve
 import numpy as np
@@ -8,6 +8,8 @@ import openvino
 from fastapi import Request
 
 from loadtest.peers import model
+
+IMAGE_DIMENSIONS: Final = 3
 
 
 class Classifier(litserve.LitAPI):
@@ -27,7 +29,9 @@ class Classifier(litserve.LitAPI):
         return np.stack(inputs)
 
     def predict(self, batch: Any) -> Any:
-        """Run the model."""
+        """Run the model; without batches an image comes, and its row is wanted."""
+        if batch.ndim == IMAGE_DIMENSIONS:
+            return self.compiled(batch[np.newaxis])["probabilities"][0]
         return self.compiled(batch)["probabilities"]
 
     def unbatch(self, output: Any) -> list[Any]:

@@ -13,10 +13,15 @@ from loadtest.peers import model
 
 BATCH_SIZE: Final = int(model.setting("PEER_BATCH_SIZE", 32))
 BATCH_SECONDS: Final = model.setting("PEER_BATCH_SECONDS", 0.005)
+QUIET: Final = {"enable_access_log": False}
 REPLICAS: Final = int(model.setting("PEER_WORKERS", 1))
 
 
-@serve.deployment(max_ongoing_requests=128, num_replicas=REPLICAS)
+@serve.deployment(
+    max_ongoing_requests=128,
+    num_replicas=REPLICAS,
+    logging_config=QUIET,
+)
 class Classifier:
     """JPEG in, labels out."""
 
@@ -38,7 +43,9 @@ class Classifier:
 
 if __name__ == "__main__":
     ray.init(include_dashboard=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": model.port()})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": model.port()}, logging_config=QUIET
+    )
     deployment: Any = Classifier
     serve.run(deployment.bind(), route_prefix="/classify")
     while True:
