@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
+from itertools import permutations
 from pathlib import Path
 from typing import get_args
 
@@ -141,6 +142,18 @@ def test_one_repetition_of_three_may_miss() -> None:
     assert row[8] == "10 to 593 ms"
 
 
+def test_a_repetition_without_an_answer_counts_as_the_worst_wherever_it_is() -> None:
+    silent = replace(runs.stage(), protocols={}, generator_busy=math.nan)
+    fast, slow = runs.stage(milliseconds=5), runs.stage(milliseconds=50)
+    for several in permutations((fast, slow, silent)):
+        stage = StageSummary(results=several, repetitions=3)
+        assert stage.measure("p50") == slow.measure("p50")
+        assert stage.generator_busy == 0.2
+    mostly = StageSummary(results=[silent, fast, silent], repetitions=3)
+    assert math.isnan(mostly.measure("p50"))
+    assert mostly.measure("rps") == 0
+
+
 CLIMB = runs.summaries(
     *(
         runs.stage(number, load=100.0 * number, milliseconds=milliseconds)
@@ -253,7 +266,7 @@ async def test_the_gateway_tells_of_its_batches_while_it_is_loaded(
     told = numbers(readings)
     assert told.batch_rows == 1
     assert told.queue_depth == 0
-    assert told.refused_per_second == pytest.approx(0.1)
+    assert told.errors_per_second == pytest.approx(0.1)
     assert 0 <= told.engine_busy < 1
     assert parse(answer.text, "other", at=0).calls == 0
 
@@ -431,6 +444,16 @@ def test_the_interval_holds_what_it_says() -> None:
 def test_the_same_seed_gives_the_same_interval() -> None:
     old, new = np.array([1.0, 1.2, 0.9]), np.array([1.3, 1.1, 1.5])
     assert interval(old, new) == interval(old, new)
+
+
+def test_what_makes_no_difference_may_differ() -> None:
+    old = runs.run(protocols=("http", "grpc"))
+    # The order of protocols, and the end of a search where there is none.
+    now = {**old.settings, "protocols": ["grpc", "http"], "broken_seconds": 6.0}
+    check_comparable(old, now)
+    search = runs.run(shape="capacity")
+    with pytest.raises(NotComparable, match=r"a search that ends at a p99 .* 2\.0"):
+        check_comparable(search, {**search.settings, "broken_seconds": 6.0})
 
 
 @pytest.mark.parametrize(

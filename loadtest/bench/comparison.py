@@ -11,9 +11,9 @@ wide that 95 % of the times all of them hold.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from loadtest.bench.results import MEASURES, PERCENTILES, Repetition, Run
 from loadtest.shapes import SHAPES
 
 FEWEST_REPETITIONS: Final = 3
-# What must be alike for a comparison to mean anything.
-COMPARABLE: Final = (
-    *("shape", "protocols", "model", "rate", "duration_seconds", "broken_seconds"),
-)
+# What must be alike for a comparison to mean anything, and how it is called.
+COMPARABLE: Final[Mapping[str, str]] = {
+    **{name: name for name in ("shape", "protocols", "model", "rate")},
+    "duration_seconds": "duration_seconds",
+    "broken_seconds": "a search that ends at a p99 in seconds of",
+}
 HIGHER_IS_BETTER: Final = ("rps", "peak")
 # Latencies are known by their bucket: less than that is no change.
 RESOLUTION: Final = GROWTH - 1
@@ -67,17 +69,17 @@ class Change:
     verdict: Verdict
 
 
-def check_comparable(old: Run, settings: dict[str, object]) -> None:
+def check_comparable(old: Run, settings: Mapping[str, Any]) -> None:
     """Refuse to compare what is not alike.
 
     Raises:
         NotComparable: It says what differs.
     """
-    for name in COMPARABLE:
-        before, now = old.settings.get(name), settings.get(name)
+    for name, title in COMPARABLE.items():
+        before, now = _wanted(old.settings, name), _wanted(settings, name)
         if before != now:
             raise NotComparable(
-                f"the old run has {name} {_told(before)}, this one {_told(now)}"
+                f"the old run has {title} {_told(before)}, this one {_told(now)}"
             )
 
 
@@ -118,6 +120,14 @@ def changes(old: Run, new: Run) -> list[Change]:
             ]
             found.append(_change(index + 1, measure, *values, among=len(stages)))
     return found
+
+
+def _wanted(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting as far as it makes a difference."""
+    if name == "broken_seconds" and not SHAPES[settings["shape"]].until_broken:
+        return None
+    value = settings.get(name)
+    return sorted(value) if isinstance(value, list) else value
 
 
 def _own_time(old: Run, new: Run) -> Change:

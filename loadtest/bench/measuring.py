@@ -174,7 +174,8 @@ def _follow(
     plan: Sequence[Stage],
     on_moment: Callable[[Moment], None],
 ) -> None:
-    shape_seconds = sum(one.duration_seconds for one in plan)
+    # Each stage may be taken twice.
+    shape_seconds = 2 * sum(one.duration_seconds for one in plan)
     give_up = time.monotonic() + shape_seconds + SPARE_SECONDS
     while True:
         with suppress(subprocess.TimeoutExpired):

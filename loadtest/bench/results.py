@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loadtest.bench.sent import Sent
+from loadtest.harness.numbers import as_json
 from loadtest.shapes import Stage
 
 FORMAT: Final = 2
@@ -34,13 +35,13 @@ class GatewayNumbers:
         batch_rows: Mean rows of an engine call.
         queue_depth: Requests that wait, as seen each second.
         engine_busy: Share of the time that the engine's slots were taken.
-        refused_per_second: Requests that it answered with an error.
+        errors_per_second: Requests that it answered with an error, refusals included.
     """
 
     batch_rows: float = math.nan
     queue_depth: float = math.nan
     engine_busy: float = math.nan
-    refused_per_second: float = math.nan
+    errors_per_second: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +124,13 @@ class StageSummary:
     def measure(self, name: str) -> float:
         """The median of the repetitions' `StageResult.measure`.
 
-        So that what the machine did beside one of them does not count.
+        So that what the machine did beside one of them does not count. One in which
+        nothing was measured counts as the worst.
         """
-        return statistics.median(self.measures(name))
+        worst = 0.0 if name == "rps" else math.inf
+        values = [worst if math.isnan(one) else one for one in self.measures(name)]
+        found = statistics.median(values)
+        return found if math.isfinite(found) else math.nan
 
     def measures(self, name: str) -> Sequence[float]:
         """One for each repetition."""
@@ -139,8 +144,10 @@ class StageSummary:
 
     @property
     def generator_busy(self) -> float:
-        """The most that a repetition had."""
-        return max(one.generator_busy for one in self.results)
+        """The most that a repetition had; NaN where nothing is known."""
+        shares = (one.generator_busy for one in self.results)
+        known = [one for one in shares if not math.isnan(one)]
+        return max(known, default=math.nan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +183,7 @@ class Run:
     """All repetitions.
 
     Attributes:
-        settings: What was chosen; runs that differ in it cannot be compared.
+        settings: What was chosen; `comparison` tells what of it has to be alike.
         machine: What `harness.machine` tells.
     """
 
@@ -230,7 +237,7 @@ class Run:
                 entry["measures"] = _measures(stage)
                 for protocol, part in entry["protocols"].items():
                     part["measures"] = _measures(stage.over(protocol))
-        text = json.dumps(_json(document), allow_nan=False, indent=1)
+        text = json.dumps(as_json(document), allow_nan=False, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -283,13 +290,3 @@ def _stage(document: Mapping[str, Any]) -> StageResult:
 def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What was no number has become null, as JSON has no NaN."""
     return {name: math.nan if one is None else one for name, one in fields.items()}
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _json(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

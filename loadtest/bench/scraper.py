@@ -26,7 +26,7 @@ class Reading:
         rows: In all engine calls since its start.
         calls: Of the engine, since its start.
         busy_seconds: Time that slots were taken, all together, since its start.
-        refused: Requests answered with an error since its start.
+        errors: Requests answered with an error since its start.
         generator_cpu_seconds: Time that each process of Locust has taken so far.
     """
 
@@ -36,7 +36,7 @@ class Reading:
     busy_seconds: float = math.nan
     slots: float = math.nan
     queue_depth: float = math.nan
-    refused: float = math.nan
+    errors: float = math.nan
     generator_cpu_seconds: Sequence[float] = ()
 
 
@@ -64,7 +64,7 @@ def parse(text: str, model: str, *, at: float) -> Reading:
         busy_seconds=total("engine_busy_seconds_total"),
         slots=total("engine_slots"),
         queue_depth=total("queue_depth_requests"),
-        refused=total("errors_total"),
+        errors=total("errors_total"),
     )
 
 
@@ -80,7 +80,7 @@ def numbers(readings: Sequence[Reading]) -> GatewayNumbers:
         batch_rows=_ratio(last.rows - first.rows, last.calls - first.calls),
         queue_depth=_mean([one.queue_depth for one in told]),
         engine_busy=_ratio(last.busy_seconds - first.busy_seconds, seconds * slots),
-        refused_per_second=_ratio(last.refused - first.refused, seconds),
+        errors_per_second=_ratio(last.errors - first.errors, seconds),
     )
 
 
@@ -138,10 +138,6 @@ class Scraper:
         self._ended.set()
         self._thread.join()
         self._client.close()
-
-    def between(self, start: float, end: float) -> list[Reading]:
-        """Readings of a stretch of time."""
-        return [one for one in self.readings if start <= one.at <= end]
 
     def scrape(self) -> Reading:
         """Ask once.

@@ -77,6 +77,12 @@ def running(
         with server(
             command, ready=announced(ANNOUNCEMENT), environment=environment
         ) as started:
+            if started.address.startswith("https:"):
+                raise NoTarget(
+                    "the settings make a gateway with TLS, which is not loaded from "
+                    "here: leave tls_certificate and tls_key out, or start it yourself "
+                    "and give --url"
+                )
             yield _target(started.address, grpc_address(started), model, token)
     except ServerFailed as error:
         raise NoTarget(str(error)) from error
