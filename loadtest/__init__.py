@@ -1,6 +1,6 @@
-"""Measurements of the running service; each module is a command of its own.
+"""Measurements of the running service; most modules are commands.
 
-    python -m loadtest                        those that have budgets, and their summary
+    python -m loadtest                        the first eight, with their budgets
     python -m loadtest.overhead               what a request costs the gateway
     python -m loadtest.observability          what metrics, logs and traces add to that
     python -m loadtest.protocols              the same image over each protocol

@@ -1,4 +1,4 @@
-"""The benchmarks with budgets, one after the other, and a summary.
+"""The benchmarks that need nothing else, one after the other, and a summary.
 
     python -m loadtest [--repository DIR] [--output DIR] [--seconds S] [--quick]
 

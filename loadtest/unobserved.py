@@ -7,6 +7,7 @@ counted or timed, and nothing is written down.
 from service.cli import main
 from service.telemetry.observation import Observation
 from service.telemetry.series import Counter, Gauge, Histogram
+from service.telemetry.statistics import VersionStatistics
 
 NOTES = (
     (Counter, "inc"),
@@ -14,12 +15,15 @@ NOTES = (
     (Gauge, "inc"),
     (Histogram, "observe"),
     (Observation, "_end"),
+    (Observation, "has_been_decoded"),
+    (Observation, "has_been_parsed"),
     (Observation, "has_been_predicted"),
     (Observation, "has_been_read"),
+    (VersionStatistics, "executed"),
 )
 
 
-def nothing(*_: object) -> None:
+def nothing(*_: object, **__: object) -> None:
     """Stand for a note that is not taken."""
 
 
