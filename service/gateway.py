@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NoReturn, Protocol
@@ -71,6 +72,8 @@ class Gateway:
         self.access_log = AccessLog(settings.access_log_share)
         self._observing: Sequence[asyncio.Task[NoReturn]] = ()
         self._draining = False
+        self._drain_ends_at = math.inf
+        self._refusal: asyncio.TimerHandle | None = None
         self._lag = EventLoopLag()
         self._listeners: list[Callable[[], None]] = []
 
@@ -178,16 +181,26 @@ class Gateway:
         await self.repository.start()
 
     def begin_drain(self) -> None:
-        """Turn readiness off and refuse new work; accepted work goes on."""
-        if not self._draining:
-            logger.info("shutting down: accepted requests finish, new ones are refused")
-            self._draining = True
-            self._changed()
+        """Turn readiness off and refuse new work; accepted work goes on for a while."""
+        if self._draining:
+            return
+        logger.info("shutting down: accepted requests finish, new ones are refused")
+        self._draining = True
+        seconds = self.settings.drain_timeout_seconds
+        self._drain_ends_at = monotonic() + seconds
+        # Whoever waits still is told, over whatever protocol, and not just cut off.
+        loop = asyncio.get_running_loop()
+        self._refusal = loop.call_later(seconds, self.repository.refuse)
+        self.repository.stop_loading()
+        self._changed()
 
     async def stop(self) -> None:
         """Drain, then unload everything."""
         self.begin_drain()
-        await self.repository.stop()
+        seconds_left = max(0.0, self._drain_ends_at - monotonic())
+        await self.repository.stop(drain_timeout_seconds=seconds_left)
+        if self._refusal is not None:
+            self._refusal.cancel()
         self.access_log.flush()
         for task in self._observing:
             task.cancel()

@@ -185,13 +185,23 @@ class Repository:
         await asyncio.sleep(0)
         await self.reconcile()
 
-    async def stop(self) -> None:
-        """Stop following and unload everything, accepted requests first."""
+    def stop_loading(self) -> None:
+        """Follow the source no longer; what is loading just now is finished."""
         self._stopping.set()
+
+    def refuse(self) -> None:
+        """Refuse all requests that have no answer yet."""
+        for model in self._models.values():
+            for served in model.available:
+                served.refuse()
+
+    async def stop(self, *, drain_timeout_seconds: float) -> None:
+        """Stop following and unload everything, accepted requests first."""
+        self.stop_loading()
         async with self._reconciling:
             for model in self._models.values():
                 for version in model.versions.values():
-                    self._unload(version)
+                    self._unload(version, drain_timeout_seconds)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._source.close()
 
@@ -323,7 +333,7 @@ class Repository:
                 wanted += is_wanted
         for number, version in tuple(model.versions.items()):
             if number not in keep:
-                self._unload(version)
+                self._unload(version, self._settings.drain_timeout_seconds)
             if number not in found and version.state in SETTLED:
                 del model.versions[number]
 
@@ -415,16 +425,19 @@ class Repository:
             self._metrics.forget(name, version.number)
             raise
 
-    def _unload(self, version: Version) -> None:
+    def _unload(self, version: Version, drain_timeout_seconds: float) -> None:
         served = version.served
         if served is None:
             return
         version.served = None
         self._enter(version, VersionState.UNLOADING)
-        version.drain = self._spawn(self._drain(version, served))
+        drain = self._drain(version, served, drain_timeout_seconds)
+        version.drain = self._spawn(drain)
 
-    async def _drain(self, version: Version, served: ServedVersion) -> None:
-        await served.close(drain_timeout_seconds=self._settings.drain_timeout_seconds)
+    async def _drain(
+        self, version: Version, served: ServedVersion, drain_timeout_seconds: float
+    ) -> None:
+        await served.close(drain_timeout_seconds=drain_timeout_seconds)
         self._metrics.forget(served.name, served.version)
         self._enter(version, VersionState.END)
         logger.info("%s version %d is unloaded", served.name, served.version)

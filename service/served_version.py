@@ -228,6 +228,11 @@ class ServedVersion:
         if not self._leases and self._closing:
             self._unused.set()
 
+    def refuse(self) -> None:
+        """Refuse requests that come, and those that have no answer yet."""
+        for batcher in self.batchers.values():
+            batcher.close()
+
     async def close(self, *, drain_timeout_seconds: float) -> None:
         """Wait for the requests that use the version, then free it."""
         self._closing = True
@@ -235,8 +240,7 @@ class ServedVersion:
             async with asyncio.timeout(drain_timeout_seconds):
                 if self._leases:
                     await self._unused.wait()
-        for batcher in self.batchers.values():
-            batcher.close()
+        self.refuse()
         await asyncio.to_thread(self.engine.close)
 
 

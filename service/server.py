@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import signal
 import socket
 import ssl
@@ -24,6 +25,7 @@ from service.ports import BACKLOG, GRPC_FLAG, HTTP_FLAG, cannot_listen, join, li
 from service.settings import Settings
 
 GRPC_GRACE_SECONDS: Final = 0.5
+HTTP_GRACE_SECONDS: Final = 1.0
 ACCEPTS_PER_TURN: Final = 16
 
 
@@ -84,11 +86,12 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def spare_the_collector() -> None:
-    """Keep what there is now from all collections: it stays as long as the process.
+    """Keep what there is now from all collections: most stays as long as the process.
 
     To look at all of it stops every request for a tenth of a second, and under load
-    that happens every few seconds.
+    that happens every few seconds. What is garbage already is freed first.
     """
+    gc.collect()
     gc.freeze()
 
 
@@ -152,7 +155,10 @@ async def _run(
         lifespan="on",
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
-        timeout_graceful_shutdown=round(settings.drain_timeout_seconds),
+        # By then the gateway has answered all: what is cut off has not been read.
+        timeout_graceful_shutdown=math.ceil(
+            settings.drain_timeout_seconds + HTTP_GRACE_SECONDS
+        ),
     )
     server = _HttpServer(
         config, on_start=start_grpc, on_exit=gateway.begin_drain, held=held

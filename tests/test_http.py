@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
 from service.batching import Batcher, ThroughputCurve
+from service.client import AsyncClient, RequestFailed
 from service.engines.stub import StubEngine
 from service.http.classify import ClassifyEndpoint
 from service.served_version import ServedVersion
@@ -814,6 +815,31 @@ async def test_a_draining_gateway_refuses_new_work(served: Served) -> None:
     )
     assert error_of(answer, 503)[0] == "draining"
     assert error_of(await served.client.get("/readyz"), 503)[0] == "not_ready"
+
+
+async def test_who_waits_when_the_drain_ends_is_told_over_either_protocol(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path, drain_timeout_seconds=0.05) as served:
+        engine = engine_of(served)
+        engine.gate.clear()
+        address = f"127.0.0.1:{served.running.grpc_port}"
+        async with AsyncClient(f"grpc://{address}") as over_grpc:
+            http = asyncio.create_task(
+                served.client.post("/classify", content=image_of_class(3), headers=PNG)
+            )
+            grpc = asyncio.create_task(over_grpc.classify(image_of_class(3)))
+            for protocol in ("http", "grpc"):
+                line = f'requests_in_flight{{protocol="{protocol}"}} 1.0'
+                while line not in (await served.client.get("/metrics")).text:
+                    await asyncio.sleep(0)
+            served.running.stop()
+            assert error_of(await http, 503)[0] == "draining"
+            with pytest.raises(RequestFailed, match="is being unloaded") as told:
+                await grpc
+            assert told.value.status == "UNAVAILABLE"
+        engine.gate.set()
 
 
 async def test_accepted_requests_finish_when_the_server_stops(served: Served) -> None:

@@ -31,7 +31,7 @@ async def following(root: Path, **settings: Any) -> AsyncIterator[Repository]:
     )
     await repository.start()
     yield repository
-    await repository.stop()
+    await repository.stop(drain_timeout_seconds=30)
 
 
 def serving(repository: Repository, name: str = "stub") -> list[int]:
@@ -180,7 +180,7 @@ async def test_an_unloaded_version_leaves_no_time_series(tmp_path: Path) -> None
     text = render(metrics.registry, "")[0].decode()
     assert 'version="1"' not in text
     assert 'version="2"' in text
-    await repository.stop()
+    await repository.stop(drain_timeout_seconds=30)
 
 
 async def test_names_that_are_no_versions_are_ignored(tmp_path: Path) -> None:
