@@ -10,15 +10,15 @@ from typing import NoReturn, Protocol
 from service.classification import Classifier
 from service.errors import BlockserveError, Draining, InvalidRequest
 from service.event_loop import EventLoopLag, observe_lag
+from service.monitoring.live_metrics import LiveMetrics
+from service.monitoring.recent import Recent, Window
 from service.prediction import Predictor
 from service.repository import Repository
 from service.settings import Settings
 from service.sources import source_of
 from service.telemetry.access_log import AccessLog, Status
-from service.telemetry.live_metrics import LiveMetrics
 from service.telemetry.metrics import Metrics, ProtocolName, render, snapshot
 from service.telemetry.observation import Edge
-from service.telemetry.recent import Recent, Window
 from service.telemetry.tracing import load_tracer
 
 logger = logging.getLogger(__name__)

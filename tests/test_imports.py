@@ -22,22 +22,17 @@ LAYERS: Final = (
     ("service.gateway",),
     ("service.classification",),
     ("service.prediction",),
-    ("service.telemetry.live_metrics", "service.telemetry.recent"),
+    ("service.monitoring",),
     ("service.repository",),
     ("service.sources",),
     ("service.served_version", "service.warm_up", "service.saved_model"),
     ("service.batching", "service.decoding", "service.imaging"),
     ("service.engines",),
-    ("service.telemetry.observation",),
-    ("service.telemetry.tracing",),
-    ("service.event_loop", "service.telemetry.metrics"),
-    ("service.telemetry.access_log",),
-    ("service.telemetry.series", "service.telemetry.statistics"),
+    ("service.event_loop",),
+    ("service.telemetry",),
     ("service.model_config",),
-    ("service.telemetry.logs",),
     ("service.data_types", "service.tensors", "service.settings"),
-    ("service.ports", "service.telemetry.request_ids", "service.token"),
-    ("service.telemetry.trace_context",),
+    ("service.ports", "service.token"),
     ("service.errors",),
 )
 SHARED_WITH_MODELS: Final = "models.card"
@@ -76,8 +71,7 @@ def layer_of(name: str) -> int | None:
 
 def test_every_module_of_the_service_has_a_layer() -> None:
     homeless = {name for name in modules("service") if layer_of(name) is None}
-    # These two only say what is in them.
-    assert homeless == {"service", "service.telemetry"}
+    assert homeless == {"service"}
 
 
 @pytest.mark.parametrize("module", sorted(modules("service")))

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.telemetry.recent import INTERVAL_SECONDS, WINDOW_SECONDS
+from service.monitoring.recent import INTERVAL_SECONDS, WINDOW_SECONDS
 from tests.support import (
     Served,
     image_of_class,
@@ -79,7 +79,7 @@ async def test_what_is_older_than_a_minute_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("service.telemetry.recent.monotonic", lambda: now)
+    monkeypatch.setattr("service.monitoring.recent.monotonic", lambda: now)
     stub_version(tmp_path)
     async with serving(tmp_path) as served:
         recent = served.running.gateway.recent

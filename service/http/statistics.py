@@ -6,8 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from service.gateway import Gateway
-from service.telemetry.metrics import UNRESOLVED, Metrics
-from service.telemetry.recent import (
+from service.monitoring.recent import (
     BATCHES,
     BUSY,
     ERRORS,
@@ -16,6 +15,7 @@ from service.telemetry.recent import (
     STAGES,
     Window,
 )
+from service.telemetry.metrics import UNRESOLVED, Metrics
 from service.telemetry.series import Buckets, Labels, Numbers
 
 

@@ -63,7 +63,7 @@ class VersionMetrics:
 class Metrics:
     """What one gateway counts.
 
-    What is not counted but looked up when Prometheus asks is in `live_metrics`.
+    What is not counted but looked up when Prometheus asks is in `monitoring`.
 
     Args:
         duration_buckets_seconds: Upper ends of the buckets of durations.

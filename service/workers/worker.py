@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from service.errors import BlockserveError, Unavailable
 from service.gateway import Gateway
+from service.monitoring.recent import Window
 from service.server import Running, new_event_loop, run, spare_the_collector
 from service.telemetry import logs
-from service.telemetry.recent import Window
 from service.workers.channel import (
     Assignment,
     Channel,

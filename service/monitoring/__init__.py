@@ -1,0 +1,1 @@
+"""What is looked up when somebody asks: Prometheus, or a person without it."""
