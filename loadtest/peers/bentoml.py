@@ -25,9 +25,22 @@ class Classifier:
         self.names = model.labels()
         self.compiled = openvino.compile_model(model.directory(), "CPU")
 
-    @bentoml.api(batchable=True, max_batch_size=BATCH_SIZE, max_latency_ms=1000)
-    def classify(self, image: list[Path]) -> list[list[dict[str, Any]]]:
-        """The files of several requests."""
-        batch = np.stack([model.pixels(one.read_bytes()) for one in image])
+    def best(self, images: list[Path]) -> list[list[dict[str, Any]]]:
+        """The labels of each file."""
+        batch = np.stack([model.pixels(one.read_bytes()) for one in images])
         rows = self.compiled(batch)["probabilities"]
         return [model.best(row, self.names) for row in rows]
+
+    # Batches of one are not allowed.
+    if BATCH_SIZE > 1:
+
+        @bentoml.api(batchable=True, max_batch_size=BATCH_SIZE, max_latency_ms=1000)
+        def classify(self, image: list[Path]) -> list[list[dict[str, Any]]]:
+            """The files of several requests."""
+            return self.best(image)
+    else:
+
+        @bentoml.api
+        def classify(self, image: Path) -> list[dict[str, Any]]:
+            """The file of one request."""
+            return self.best([image])[0]
