@@ -680,6 +680,34 @@ async def test_a_crash_leaves_other_models_their_slots() -> None:
         assert await answers(answered) == [[4]]
 
 
+async def test_a_crash_as_a_batch_ends_leaves_other_models_their_slots() -> None:
+    processor = Processor(1)
+    async with (
+        batching(processor=processor) as (broken, _),
+        batching(processor=processor) as (sound, _),
+    ):
+        broken._curve.observe = lambda _rows, _seconds: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        lost, answered = submit(broken, 1), submit(sound, 2)
+        await settle()
+        assert answered.done()
+        assert await answers(answered) == [[4]]
+        with pytest.raises(EngineFailure, match="has failed"):
+            await lost
+
+
+async def test_a_crash_as_a_batch_ends_lets_no_other_batch_start() -> None:
+    async with batching() as (batcher, engine):
+        head = await occupy(batcher, engine)
+        waiting = submit(batcher, 1)
+        batcher._curve.observe = lambda _rows, _seconds: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        engine.gate.set()
+        for lost in (head, waiting):
+            with pytest.raises(EngineFailure, match="has failed"):
+                await lost
+        await settle()
+        assert engine.batches == [[0]]
+
+
 async def test_queue_depth_counts_the_requests_that_wait() -> None:
     async with batching() as (batcher, engine):
         head = await occupy(batcher, engine)

@@ -684,17 +684,22 @@ class Batcher:
         self._free_slots += 1
         self._busy_seconds += seconds
         try:
-            error = _error_of(task)
-            if batch.span is not None:
-                batch.span.end(error)
-            if error is not None:
-                self._fail(batch, error)
-            else:
-                self._curve.observe(batch.padded_rows, seconds)
-            # First the engine's next batch, then this one's answers.
-            self._processor.finished(
-                self, surplus_seconds=seconds - batch.expected_seconds
-            )
+            try:
+                error = _error_of(task)
+                if batch.span is not None:
+                    batch.span.end(error)
+                if error is not None:
+                    self._fail(batch, error)
+                else:
+                    self._curve.observe(batch.padded_rows, seconds)
+            except Exception:
+                self._processor.leave(self)  # the slot is for others then
+                raise
+            finally:
+                # First the engine's next batch, then this one's answers.
+                self._processor.finished(
+                    self, surplus_seconds=seconds - batch.expected_seconds
+                )
             if error is None:
                 self._observe(batch, now)
                 self._answer(batch, task.result())
