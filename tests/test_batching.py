@@ -630,6 +630,18 @@ async def test_a_signature_without_rows_is_run_one_request_at_a_time() -> None:
         assert [int((await f)["y"]) for f in futures] == [3, 6]
 
 
+async def test_a_signature_without_rows_is_never_padded() -> None:
+    async def shape(tensors: Tensors, _: float) -> dict[str, Any]:
+        return {"y": np.array(tensors["x"].shape)}
+
+    async with batching(
+        batched=False, max_batch_size=None, allowed_batch_sizes=(4, 8)
+    ) as (batcher, _):
+        batcher._infer = shape
+        request = batcher.submit({"x": np.ones((3, 2))}, rows=1, deadline=float("inf"))
+        assert (await request.answer)["y"].tolist() == [3, 2]
+
+
 async def test_a_closed_batcher_refuses_and_fails_what_waits() -> None:
     async with batching() as (batcher, engine):
         waiting = await occupy(batcher, engine)

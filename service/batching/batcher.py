@@ -76,7 +76,8 @@ class BatchingOptions:
         max_batch_size: Most rows in one batch; `None` is what the curve prefers, which
             is then one of the allowed sizes, where there are such.
         max_queue_delay_seconds: How long a free slot waits for company.
-        allowed_batch_sizes: Batches are padded to the next of these, where given.
+        allowed_batch_sizes: Batches of rows are padded to the next of these, where
+            given.
         batched: Whether the first dimension counts rows. Where it does not, a request
             is one row whatever its shape, and its outputs are handed on untouched.
         cancels: Whether a batch is cancelled once nobody waits for it any more; the
@@ -493,7 +494,9 @@ class Batcher:
 
     def _padded(self, rows: int) -> int:
         sizes = self._options.allowed_batch_sizes
-        return min(size for size in sizes if size >= rows) if sizes else rows
+        if not sizes or not self._options.batched:
+            return rows
+        return min(size for size in sizes if size >= rows)
 
     @property
     def _waiting_rows(self) -> int:
