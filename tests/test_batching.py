@@ -489,6 +489,37 @@ async def test_a_batch_that_nobody_waits_for_is_cancelled_where_the_engine_can()
         assert await answers(submit(batcher, 3)) == [[6]]
 
 
+async def test_a_large_request_is_cancelled_where_it_runs_though_a_part_waits() -> None:
+    async with batching(cancels=True, slots=2, max_batch_size=2) as (batcher, engine):
+        engine.gate.clear()
+        large = submit(batcher, 1, 2, 3, 4, 5)
+        await settle()
+        small = submit(batcher, 6)
+        assert engine.batches == [[1, 2], [3, 4]]
+        large.cancel()
+        await settle()
+        assert engine.batches == [[1, 2], [3, 4], [6]]
+        assert batcher.calls_in_flight == 1
+        engine.gate.set()
+        assert await answers(small) == [[12]]
+
+
+async def test_what_waits_of_a_cancelled_request_costs_its_neighbours_nothing() -> None:
+    async with batching(cancels=True, slots=2, max_batch_size=2) as (batcher, engine):
+        engine.gate.clear()
+        neighbour = submit(batcher, 1)
+        await settle()
+        large = submit(batcher, 2, 3, 4)
+        await settle()
+        assert engine.batches == [[1], [2, 3]]
+        large.cancel()
+        await settle()
+        assert batcher.calls_in_flight == 1
+        engine.gate.set()
+        assert await answers(neighbour) == [[2]]
+        assert engine.batches == [[1], [2, 3]]
+
+
 async def test_a_batch_that_nobody_waits_for_keeps_its_slot_where_it_runs_on() -> None:
     async with batching() as (batcher, engine):
         head = await occupy(batcher, engine)

@@ -408,6 +408,8 @@ class Batcher:
         if request in line.waiting:
             request.answer.cancel()
             self._leave(request)
+            if request.taken and self._options.cancels:  # its first rows may run
+                self._cancel_for(request)
         elif not request.answer.cancelled():
             line.forecasts.observe(monotonic() - request.expected_at)
         elif self._options.cancels:
