@@ -252,6 +252,22 @@ async def test_a_request_larger_than_any_batch_is_split_and_put_together() -> No
         assert engine.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 20]]
 
 
+async def test_a_split_request_whose_outputs_do_not_join_fails_alone() -> None:
+    async def as_wide_as_the_first_row_says(
+        tensors: Tensors, _: float
+    ) -> dict[str, Any]:
+        rows = tensors["x"]
+        return {"y": np.repeat(rows, rows[0, 0], axis=1)}
+
+    async with batching() as (batcher, _):
+        batcher._infer = as_wide_as_the_first_row_says
+        large, neighbour = submit(batcher, 2, 2, 2, 2, 3), submit(batcher, 4)
+        with pytest.raises(EngineFailure, match="send at most 4 rows at a time"):
+            await large
+        assert await answers(neighbour, submit(batcher, 5, 5, 5, 5)) == [[4], [5] * 4]
+        assert not batcher.crashed
+
+
 async def test_requests_go_as_they_are_where_the_engine_makes_its_own_batches() -> None:
     async with batching(gathers=False, max_batch_size=None, slots=3) as (
         batcher,

@@ -731,9 +731,13 @@ class Batcher:
         for part in batch.slices:
             end = offset + part.rows
             if not self._options.batched or len(batch.slices) == 1 == batch.padded_rows:
-                part.resolve(outputs)
+                own = outputs
             else:
-                part.resolve({name: a[offset:end] for name, a in outputs.items()})
+                own = {name: a[offset:end] for name, a in outputs.items()}
+            try:
+                part.resolve(own)
+            except ValueError:  # what the rows hold decides how large outputs are
+                part.request.fail(_not_joined(self.batch_size_limit_rows))
             offset = end
 
     def _fail(self, batch: _Batch, error: BaseException) -> None:
@@ -801,6 +805,14 @@ def _as_failure(error: BaseException) -> BlockserveError:
         return error
     logger.error("the engine failed", exc_info=error)
     return EngineFailure("the engine failed at this request; the server's log says why")
+
+
+def _not_joined(limit_rows: int) -> BlockserveError:
+    return EngineFailure(
+        "the request went in several batches, and their outputs cannot be joined, for "
+        "their shapes differ in more than the number of rows; "
+        f"send at most {limit_rows} rows at a time"
+    )
 
 
 def _closed() -> BlockserveError:

@@ -121,7 +121,11 @@ class Slice:
         return self.stop - self.start
 
     def resolve(self, outputs: dict[str, Array]) -> None:
-        """Hand the request its part; the last part completes the answer."""
+        """Hand the request its part; the last part completes the answer.
+
+        Raises:
+            ValueError: The shapes of the parts differ in more than their rows.
+        """
         request = self.request
         if request.answer.done():
             return
