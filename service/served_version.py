@@ -279,6 +279,9 @@ def _options(
         max_batch_size=settings.max_batch_size,
         max_queue_delay_seconds=settings.max_queue_delay_seconds,
         allowed_batch_sizes=settings.allowed_batch_sizes,
+        free_inputs=tuple(
+            name for name, spec in signature.inputs.items() if None in spec.shape[1:]
+        ),
         batched=signature.batched,
         cancels=engine.stops,
         gathers=settings.batching == "gateway",

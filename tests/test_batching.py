@@ -18,6 +18,7 @@ from service.batching import (
     Processor,
     ThroughputCurve,
 )
+from service.engines.stub import StubEngine
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -25,9 +26,10 @@ from service.errors import (
     InvalidTensor,
     Overloaded,
 )
-from service.settings import DURATION_BUCKETS_SECONDS
+from service.served_version import ServedVersion, infer_card
+from service.settings import DURATION_BUCKETS_SECONDS, Settings
 from service.telemetry.metrics import Metrics, VersionMetrics
-from service.tensors import Tensors
+from service.tensors import Signature, Tensors, TensorSpec
 
 FAR = 60.0
 POISON = 255
@@ -266,6 +268,61 @@ async def test_a_split_request_whose_outputs_do_not_join_fails_alone() -> None:
             await large
         assert await answers(neighbour, submit(batcher, 5, 5, 5, 5)) == [[4], [5] * 4]
         assert not batcher.crashed
+
+
+async def test_requests_whose_rows_differ_in_shape_share_no_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with batching(free_inputs=("x",)) as (batcher, engine):
+        head = await occupy(batcher, engine)
+        requests = [
+            batcher.submit(
+                {"x": np.full((1, width), value)},
+                rows=1,
+                deadline=float("inf"),
+                priority=priority,
+            ).answer
+            for value, width, priority in (
+                (1, 2, Priority.INTERACTIVE),
+                (2, 2, Priority.INTERACTIVE),
+                (3, 3, Priority.INTERACTIVE),
+                (4, 2, BULK),
+                (5, 2, BULK),
+            )
+        ]
+        engine.gate.set()
+        assert await answers(head, *requests) == [[0], [2], [4], [6], [8], [10]]
+        assert engine.batches == [[0], [1, 2], [3], [4, 5]]
+    assert caplog.text == ""
+
+
+async def test_images_share_a_batch_by_size_where_the_signature_leaves_it_open() -> (
+    None
+):
+    image = TensorSpec(name="x", dtype=np.dtype("uint8"), shape=(None, None, None, 3))
+    answer = TensorSpec(name="y", dtype=np.dtype("float32"), shape=(None, 10))
+    signature = Signature(name="serve", inputs={"x": image}, outputs={"y": answer})
+    engine = StubEngine(signature, record=True)
+    served = ServedVersion(
+        card=infer_card(engine.signatures),
+        engine=engine,
+        signature_defs={},
+        curves={"serve": ThroughputCurve.unmeasured(4)},
+        processor=Processor(1),
+        metrics=Metrics(DURATION_BUCKETS_SECONDS),
+        settings=Settings(),
+        on_crash=lambda: None,
+    )
+    requests = [
+        served.batchers["serve"].submit(
+            {"x": np.zeros((1, side, side, 3), np.uint8)},
+            rows=1,
+            deadline=float("inf"),
+        )
+        for side in (8, 8, 9)
+    ]
+    await asyncio.gather(*(one.answer for one in requests))
+    assert [len(batch["x"]) for batch in engine.batches] == [2, 1]
 
 
 async def test_requests_go_as_they_are_where_the_engine_makes_its_own_batches() -> None:

@@ -78,6 +78,8 @@ class BatchingOptions:
         max_queue_delay_seconds: How long a free slot waits for company.
         allowed_batch_sizes: Batches of rows are padded to the next of these, where
             given.
+        free_inputs: The inputs that vary in more than their rows; only requests that
+            agree in the rest of their shapes share a batch.
         batched: Whether the first dimension counts rows. Where it does not, a request
             is one row whatever its shape, and its outputs are handed on untouched.
         cancels: Whether a batch is cancelled once nobody waits for it any more; the
@@ -91,6 +93,7 @@ class BatchingOptions:
     max_batch_size: int | None = None
     max_queue_delay_seconds: float = 0.0
     allowed_batch_sizes: Sequence[int] | None = None
+    free_inputs: Sequence[str] = ()
     batched: bool = True
     cancels: bool = False
     gathers: bool = True
@@ -572,6 +575,7 @@ class Batcher:
             if not part.request.answer.done():
                 return [part]
         limit = self._limit_or_trial()
+        free_inputs = self._options.free_inputs
         # Two that came together have each a slot of their own, if both are free.
         room = min(limit, -(-self._waiting_rows // self._free_slots))
         now = monotonic()
@@ -588,8 +592,11 @@ class Batcher:
                 left = request.rows - request.taken
                 if not self._options.gathers:
                     return [self._slice(request, left, now)]
-                if batch and left > room:
-                    return batch  # only a request that no batch can hold is split
+                if batch and (
+                    left > room  # only a request that no batch can hold is split
+                    or (free_inputs and not _fit(batch[0], request, free_inputs))
+                ):
+                    return batch
                 rows = min(left, limit)
                 batch.append(self._slice(request, rows, now))
                 room -= rows
@@ -778,6 +785,13 @@ def _fixed_limit(options: BatchingOptions) -> int | None:
     if options.max_batch_size and options.allowed_batch_sizes:
         return min(options.max_batch_size, max(options.allowed_batch_sizes))
     return options.max_batch_size
+
+
+def _fit(part: Slice, request: Request, free_inputs: Sequence[str]) -> bool:
+    """Whether the rows of a request have the shapes of those in a batch."""
+    assert request.tensors is not None  # noqa: S101, it waits
+    mine, theirs = request.tensors, part.tensors
+    return all(mine[one].shape[1:] == theirs[one].shape[1:] for one in free_inputs)
 
 
 def _check_rows(outputs: dict[str, Array], rows: int) -> None:
