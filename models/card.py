@@ -250,6 +250,11 @@ class ModelCard(_Part):
     preprocessing: tuple[Preprocessing, ...] = ()
     frameworks: dict[str, str] = {}
 
+    @property
+    def scores(self) -> OutputTensor | None:
+        """The output whose columns are classes: the first that has such a role."""
+        return next((one for one in self.outputs if one.role != "other"), None)
+
     @classmethod
     def read(cls, version_directory: Path) -> Self | None:
         """Read a version's card; `None` where it has none.

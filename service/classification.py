@@ -8,7 +8,8 @@ import numpy as np
 from models.card import ModelCard
 from service.errors import InvalidRequest
 from service.prediction import Call, Predictor
-from service.tensors import Array
+from service.served_version import CLASSES_RANK
+from service.tensors import Array, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,16 +87,29 @@ def most_probable(scores: Array, top_k: int) -> Array:
 
 
 def _probabilities(card: ModelCard, outputs: Mapping[str, Array]) -> Array:
-    """The output `[rows, classes]` that the card calls probabilities or logits."""
-    for output in card.outputs:
-        if output.role == "probabilities":
-            return outputs[output.name]
-        if output.role == "logits":
-            logits = outputs[output.name]
-            exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-            result: Array = exponents / exponents.sum(axis=1, keepdims=True)
-            return result
-    raise InvalidRequest(
-        f"model {card.name!r} has no output with probabilities",
+    """The output `[rows, classes]` that the card calls probabilities or logits.
+
+    Raises:
+        InvalidRequest: It calls none so, or one that is no such table of numbers.
+    """
+    output = card.scores
+    if output is None:
+        raise _no_classifier(card, "")
+    scores = outputs[output.name]
+    if scores.ndim != CLASSES_RANK or scores.dtype.hasobject:
+        found = describe(scores.dtype, scores.shape)
+        raise _no_classifier(
+            card, f": expected {output.name} [rows,classes], got {found}"
+        )
+    if output.role == "probabilities":
+        return scores
+    exponents = np.exp(scores - scores.max(axis=1, keepdims=True))
+    result: Array = exponents / exponents.sum(axis=1, keepdims=True)
+    return result
+
+
+def _no_classifier(card: ModelCard, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"model {card.name!r} has no output with probabilities{why}",
         code="not_an_image_model",
     )

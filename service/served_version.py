@@ -18,9 +18,11 @@ from service.engines import Engine
 from service.errors import InvalidRequest, InvalidTensor, NotFound
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, VersionMetrics
-from service.tensors import Signature, Tensors, TensorSpec, describe
+from service.tensors import Signature, Tensors, TensorSpec, describe, is_float
 
 IMAGE_RANK: Final = 4
+# Rows, and in each of them a number for each class.
+CLASSES_RANK: Final = 2
 
 
 class ForImages(NamedTuple):
@@ -292,14 +294,18 @@ def infer_card(signatures: Mapping[str, Signature]) -> ModelCard:
     """A card for a SavedModel that came without one; name and version are left open.
 
     The image input is the only input of `serving_default`, if it has the shape of
-    images, and classes get their numbers as labels.
+    images. Probabilities are the first output of fractions `[rows, classes]`, if there
+    is one, and classes get their numbers as labels.
     """
     signature = signatures.get("serving_default") or next(iter(signatures.values()))
     image = _image_input(signature)
-    classes = next(
-        (spec.shape[1] for spec in signature.outputs.values() if len(spec.shape) > 1),
-        None,
+    tables = (
+        spec
+        for spec in signature.outputs.values()
+        if len(spec.shape) == CLASSES_RANK and is_float(spec.dtype)
     )
+    scores = next(tables, None)
+    classes = scores.shape[1] if scores else None
     return ModelCard(
         name="unnamed",
         version=1,
@@ -307,8 +313,8 @@ def infer_card(signatures: Mapping[str, Signature]) -> ModelCard:
         created=datetime.now(UTC),
         image_input=image,
         outputs=tuple(
-            OutputTensor(name=name, role="probabilities" if index == 0 else "other")
-            for index, name in enumerate(signature.outputs)
+            OutputTensor(name=name, role="probabilities" if spec is scores else "other")
+            for name, spec in signature.outputs.items()
         ),
         labels=tuple(str(index) for index in range(classes or 0)),
     )

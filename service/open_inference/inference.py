@@ -15,6 +15,7 @@ from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.open_inference.data_types import datatype_of, shaped
 from service.prediction import Call
+from service.served_version import CLASSES_RANK
 from service.tensors import Array, Signature
 
 MICROSECONDS: Final = 1e-6
@@ -24,8 +25,6 @@ HIGHEST_PRIORITY: Final = 1
 LARGEST_NUMBER: Final = 2**64 - 1
 NUMBER_DIGITS: Final = 20
 SHARED_MEMORY: Final = "shared_memory_region"
-# A class is one of the last dimension's, and every instance has some.
-CLASSES_RANK: Final = 2
 CLASSIFICATION: Final = "classification"
 # A millisecond or two, of reading and of writing: more is done in a thread.
 MANY_BYTES: Final = 32 * 1024
