@@ -70,20 +70,35 @@ class Classifier:
         prediction = await self._predictor.predict_images(images, call)
         card = prediction.card
         scores = _probabilities(card, prediction.outputs)
-        indices = most_probable(scores, top_k or self._top_k)
+        indices, probabilities = most_probable(scores, top_k or self._top_k)
         return Classification(
             model=card.name,
             version=card.version,
             labels=card.labels,
             indices=indices,
-            probabilities=scores[np.arange(len(scores))[:, None], indices],
+            probabilities=probabilities,
         )
 
 
-def most_probable(scores: Array, top_k: int) -> Array:
-    """Indices of the largest of `[rows, classes]`, in order: `int64[rows, top_k]`."""
+def most_probable(scores: Array, top_k: int) -> tuple[Array, Array]:
+    """The largest of each row, in order.
+
+    Args:
+        scores: Numbers or booleans `[rows, classes]`.
+        top_k: How many are wanted; more than there are classes gives all of them.
+
+    Returns:
+        Their classes, `int64[rows, top_k]`, and themselves, `float[rows, top_k]`.
+    """
+    scores = _as_floats(scores)
     # The methods, for numpy's functions of that name look for others first.
-    return (-scores).argsort(axis=1, kind="stable")[:, :top_k]
+    indices = (-scores).argsort(axis=1, kind="stable")[:, :top_k]
+    return indices, scores[np.arange(len(scores))[:, None], indices]
+
+
+def _as_floats(scores: Array) -> Array:
+    # A difference of integers may wrap, and booleans have none.
+    return scores if scores.dtype.kind == "f" else scores.astype(np.float64)
 
 
 def _probabilities(card: ModelCard, outputs: Mapping[str, Array]) -> Array:
@@ -103,7 +118,8 @@ def _probabilities(card: ModelCard, outputs: Mapping[str, Array]) -> Array:
         )
     if output.role == "probabilities":
         return scores
-    exponents = np.exp(scores - scores.max(axis=1, keepdims=True))
+    logits = _as_floats(scores)
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     result: Array = exponents / exponents.sum(axis=1, keepdims=True)
     return result
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.card import CARD_FILE
+from models.card import CARD_FILE, ModelCard, OutputTensor
 from service import engines
+from service.classification import _probabilities, most_probable
 from service.engines.stub import StubEngine
 from service.served_version import infer_card
 from service.tensors import Array, Signature, Tensors, TensorSpec
@@ -114,3 +115,42 @@ async def test_what_a_card_calls_probabilities_names_classes_only_if_it_is_a_tab
     status, code, message = await classify(giving(probabilities=(dtype, shape)), 1)
     assert (status, code) == (400, "not_an_image_model")
     assert "expected probabilities [rows,classes], got " in message
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("bool", "uint8", "uint64", "int8", "int64"),
+        *("float16", "bfloat16", "float32", "float64"),
+    ],
+)
+def test_the_largest_scores_come_first_whatever_their_dtype(dtype: str) -> None:
+    scores = np.array([[0, 0, 1, 0], [1, 0, 0, 1]], dtype)
+    indices, values = most_probable(scores, 3)
+    assert indices.tolist() == [[2, 0, 1], [0, 3, 1]]
+    assert values.tolist() == [[1, 0, 0], [1, 1, 0]]
+    assert values.dtype.kind == "f"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("float32", [0.5, 1.5, -250]),
+        ("int8", [99, 100, -100]),
+        ("uint8", [199, 200, 0]),
+        ("bool", [False, True]),
+    ],
+)
+def test_logits_become_probabilities_whatever_their_dtype(
+    version: Path, dtype: str, values: list[float]
+) -> None:
+    card = ModelCard.read(version)
+    assert card is not None
+    outputs = (OutputTensor(name="logits", role="logits"),)
+    found = _probabilities(
+        card.model_copy(update={"outputs": outputs}),
+        {"logits": np.array([values], dtype)},
+    )
+    assert found.dtype.kind == "f"
+    expected = [0.268941, 0.731059, 0][: len(values)]
+    np.testing.assert_allclose(found, [expected], atol=1e-6)

@@ -221,14 +221,12 @@ def _classes(name: str, array: Array, count: int, card: ModelCard) -> Array:
     """The largest values of each row, as `value:index:label`."""
     if array.ndim < CLASSES_RANK or array.dtype.hasobject or not array.size:
         raise InvalidRequest(f"the output {name!r} holds no classes")
-    # Of unsigned integers and booleans the largest are not the smallest of the negated.
-    scores = array.reshape(len(array), -1).astype(np.float64)
-    indices = most_probable(scores, count)
+    scores = array.reshape(len(array), -1)
+    indices, values = most_probable(scores, count)
     named = any(
         output.name == name and output.role != "other" for output in card.outputs
     )
     labels = card.labels if named and len(card.labels) == scores.shape[1] else None
-    values = np.take_along_axis(scores, indices, axis=1)
     classes = [
         f"{value:f}:{index}:{labels[index]}" if labels else f"{value:f}:{index}"
         for value, index in zip(
