@@ -14,7 +14,7 @@ import numpy as np
 
 from service.batching import ThroughputCurve
 from service.engines import Engine
-from service.errors import BlockserveError, InvalidTensor
+from service.errors import BlockserveError, InvalidTensor, Unavailable
 from service.settings import Settings
 from service.tensors import Array, Signature
 
@@ -88,10 +88,13 @@ async def _measured(
     for size in _sizes(settings) if signature.batched else (1,):
         try:
             measured[size] = await _seconds(engine, signature, size)
-        except InvalidTensor as error:
+        except Unavailable:
+            raise  # for now, whatever the size
+        except Exception as error:
+            # Out of memory, say: what that raises is each engine's own.
             if by_hand or not measured:
                 raise
-            logger.info("a batch has less than %d rows: %s", size, error.message)
+            _tell_of_failure(signature, size, error)
             break
         if not by_hand and _has_seen_enough(measured):
             break
@@ -109,6 +112,18 @@ def _sizes(settings: Settings) -> Iterator[int]:
         yield size
         size *= 2
     yield largest
+
+
+def _tell_of_failure(signature: Signature, size: int, error: Exception) -> None:
+    if isinstance(error, InvalidTensor):
+        logger.info("a batch has less than %d rows: %s", size, error.message)
+    else:
+        logger.warning(
+            "a batch of %d rows of %r has failed, so batches have less: %s",
+            size,
+            signature.name,
+            str(error) or repr(error),
+        )
 
 
 def _has_seen_enough(measured: dict[int, float]) -> bool:

@@ -10,10 +10,11 @@ import pytest
 
 from service import warm_up as module
 from service.batching import ThroughputCurve
-from service.errors import InvalidTensor, Overloaded
+from service.errors import EngineFailure, InvalidTensor, Overloaded
 from service.settings import Settings
 from service.tensors import Signature, Tensors, TensorSpec
 from service.warm_up import measure, warm_up
+from tests.support import only
 
 
 class Clockwork:
@@ -144,6 +145,43 @@ async def test_sizes_stop_growing_where_the_engine_takes_no_more(run: Any) -> No
         await run({1: 0.01}, failure=(5, refusal), max_batch_size=8)
     with pytest.raises(InvalidTensor):
         await run({1: 0.01}, failure=(1, refusal))
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (RuntimeError("[CPU] out of memory"), "[CPU] out of memory"),
+        (MemoryError(), "MemoryError()"),
+        (EngineFailure("the server's log says why"), "the server's log says why"),
+    ],
+)
+async def test_a_size_that_fails_ends_the_growing_and_what_worked_serves(
+    run: Any, caplog: pytest.LogCaptureFixture, failure: Exception, reason: str
+) -> None:
+    engine, curve = await run({1: 0.01}, failure=(8, failure))
+    assert max(engine.sizes) == 4
+    assert curve.preferred_batch_size == 4
+    assert caplog.messages == [
+        f"a batch of 8 rows of 'serve' has failed, so batches have less: {reason}"
+    ]
+    assert only(caplog.records).levelname == "WARNING"
+
+
+@pytest.mark.parametrize(
+    ("smallest", "failure", "settings"),
+    [
+        (1, RuntimeError("at any size"), {}),
+        (8, RuntimeError("set by hand"), {"max_batch_size": 8}),
+        (8, RuntimeError("set by hand"), {"allowed_batch_sizes": (2, 8)}),
+        (8, Overloaded("whatever the size"), {}),
+        (8, asyncio.CancelledError("nobody waits"), {}),
+    ],
+)
+async def test_a_failure_that_no_smaller_batch_would_mend_ends_the_load(
+    run: Any, smallest: int, failure: BaseException, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(type(failure), match=str(failure)):
+        await run({1: 0.01}, failure=(smallest, failure), **settings)
 
 
 async def test_an_engine_that_runs_already_is_only_measured(tmp_path: Path) -> None:
