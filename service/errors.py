@@ -16,7 +16,7 @@ BlockserveError
 ├── DeadlineExceeded             the caller's time ran out
 ├── EngineFailure                the engine failed at a valid request
 └── InvalidSettings              at start: the operator must change a setting
-UnsupportedModel                 at load: this engine cannot run the model
+UnsupportedModel                 at load: no engine here runs it, or its card is wrong
 """
 
 from typing import ClassVar, Final
@@ -144,4 +144,4 @@ class InvalidSettings(BlockserveError):
 
 
 class UnsupportedModel(Exception):
-    """An engine cannot load a model; the message says why and what to do."""
+    """A model cannot be served as it is; the message says why and what to do."""

@@ -16,6 +16,7 @@ from proto.tensorflow.meta_graph_pb2 import SignatureDef
 from service.batching import Batcher, BatchingOptions, Processor, ThroughputCurve
 from service.engines import Engine
 from service.errors import InvalidRequest, InvalidTensor, NotFound
+from service.image_signature import image_signature
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, VersionMetrics
 from service.tensors import Signature, Tensors, TensorSpec, describe, is_float
@@ -121,7 +122,7 @@ class ServedVersion:
         Raises:
             InvalidRequest: The model has no signature for it.
         """
-        signature = _of_images(self.card, self.engine)
+        signature = image_signature(self.card, self.engine)
         if signature is None or self.card.image_input is None:
             raise InvalidRequest(
                 f"model {self.name!r} version {self.version} has no image input to "
@@ -166,7 +167,7 @@ class ServedVersion:
             return False
         # What the engine does not run is the signature of encoded images.
         runs = signature.name in self.engine.signatures
-        return not runs or signature is _of_images(self.card, self.engine)
+        return not runs or signature is image_signature(self.card, self.engine)
 
     def signature(self, name: str) -> tuple[Signature, Batcher]:
         """A signature and its queue.
@@ -253,7 +254,7 @@ def callable_signatures(card: ModelCard, engine: Engine) -> dict[str, Signature]
     encoded ones: the gateway decodes these.
     """
     signatures = dict(engine.signatures)
-    of_images = _of_images(card, engine)
+    of_images = image_signature(card, engine)
     name = card.encoded_input
     if name and of_images and BYTES_SIGNATURE not in signatures:
         encoded = TensorSpec(name=name, dtype=np.dtype(object), shape=(None,))
@@ -261,15 +262,6 @@ def callable_signatures(card: ModelCard, engine: Engine) -> dict[str, Signature]
             name=BYTES_SIGNATURE, inputs={name: encoded}, outputs=of_images.outputs
         )
     return signatures
-
-
-def _of_images(card: ModelCard, engine: Engine) -> Signature | None:
-    """The signature with the card's image as its only input."""
-    if card.image_input is not None:
-        for signature in engine.signatures.values():
-            if signature.inputs.keys() == {card.image_input.tensor}:
-                return signature
-    return None
 
 
 def _options(

@@ -160,6 +160,16 @@ async def test_calls_in_all_slots_at_once_get_their_own_answers(engine: Engine) 
         np.testing.assert_allclose(answer, want, atol=1e-5)
 
 
+async def test_an_engine_that_casts_takes_images_of_another_dtype(
+    engine: Engine,
+) -> None:
+    """So a card may tell another dtype than the signature has."""
+    if engine.casts:
+        images = random_images(3)
+        answer = await probabilities(engine, images.astype(np.float32))
+        np.testing.assert_array_equal(answer, await probabilities(engine, images))
+
+
 async def test_openvino_and_tensorflow_give_the_same_probabilities(
     version_directory: Path, digit_data: Dataset
 ) -> None:

@@ -26,6 +26,7 @@ LAYERS: Final = (
     ("service.repository",),
     ("service.sources",),
     ("service.served_version", "service.warm_up", "service.saved_model"),
+    ("service.image_signature",),
     ("service.batching", "service.decoding", "service.imaging"),
     ("service.engines",),
     ("service.event_loop",),

@@ -19,6 +19,7 @@ from service.repository import Repository, Target, VersionState
 from service.settings import Settings
 from service.sources import DirectorySource
 from service.telemetry.metrics import Metrics, render
+from tests.replicas import images
 from tests.support import only, stub_version
 
 
@@ -128,6 +129,26 @@ async def test_a_broken_version_is_reported_and_the_good_one_serves_on(
             repository.lease(Target(name="stub", version=2)),
         ):
             pass
+
+
+async def test_a_version_whose_card_is_that_of_another_model_does_not_take_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "load", lambda *_, **__: StubEngine(images()))
+    stub_version(tmp_path, version=1)
+    async with following(tmp_path) as repository:
+        card = stub_version(tmp_path, version=2, side=5) / CARD_FILE
+        await repository.reconcile()
+        assert serving(repository) == [1]
+        assert repository.models["stub"].versions[2].error == (
+            "the model card has the image input images uint8[batch,5,5,1], and the "
+            "signature 'serving_default' takes images uint8[batch,4,4,1]; build the "
+            f"version again, or mend its {CARD_FILE}"
+        )
+        told = only(one for one in caplog.records if one.levelname == "ERROR")
+        assert told.exc_info is None
+        card.write_text((tmp_path / "stub" / "1" / CARD_FILE).read_text())
+        await until(lambda: serving(repository) == [2])
 
 
 async def test_every_attempt_that_fails_is_counted_and_told_of_once(

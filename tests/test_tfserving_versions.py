@@ -176,6 +176,24 @@ async def test_a_version_that_cannot_be_loaded_is_told_once(
         assert await classify(served, 3, labels=LETTERS) == 1
 
 
+async def test_a_version_that_the_replicas_run_otherwise_than_its_card_tells_is_refused(
+    tmp_path: Path,
+) -> None:
+    """What they serve is asked of them: the directory may hold another model's card."""
+    card = stub_version(tmp_path, version=2, side=5) / CARD_FILE
+    async with replicas() as (one,), in_front_of(one, repository=tmp_path) as served:
+        repository = served.running.gateway.repository
+        one.versions[MODEL][2] = STATES.AVAILABLE
+        await until(lambda: 2 in states(served))
+        await repository.reconcile()
+        assert states(served) == {1: VersionState.AVAILABLE, 2: VersionState.END}
+        assert await classify(served, 3) == 1
+        text = card.read_text().replace('"height": 5', '"height": 4')
+        card.write_text(text.replace('"width": 5', '"width": 4'))
+        await repository.reconcile()
+        assert await classify(served, 3, labels=LETTERS) == 2
+
+
 async def test_a_version_that_could_not_be_asked_for_is_tried_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

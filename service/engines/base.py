@@ -29,6 +29,10 @@ class Engine(Protocol):
     def stops(self) -> bool:
         """Whether a call that is cancelled ends at once, with all that it costs."""
 
+    @property
+    def casts(self) -> bool:
+        """Whether it takes numbers of any dtype, and makes them what it needs."""
+
     async def infer(
         self, signature: str, tensors: Tensors, deadline: float = math.inf, /
     ) -> dict[str, Array]:
@@ -57,6 +61,7 @@ class InProcessEngine(ABC):
 
     kind: str
     stops = False  # a thread runs on
+    casts = False
 
     def __init__(self, signatures: Mapping[str, Signature], *, slots: int) -> None:
         self.signatures = signatures

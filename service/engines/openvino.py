@@ -47,6 +47,7 @@ class OpenVinoEngine(InProcessEngine):
     """A SavedModel compiled for the processor."""
 
     kind = "openvino"
+    casts = True
 
     def __init__(self, compiled: Any, *, slots: int) -> None:
         signature = Signature(

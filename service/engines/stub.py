@@ -30,6 +30,7 @@ class StubEngine:
 
     kind = "stub"
     stops = True
+    casts = False
 
     def __init__(
         self, signature: Signature, *, slots: int = 1, record: bool = False

@@ -72,7 +72,7 @@ class Source(Protocol):
         """Load a version.
 
         Raises:
-            UnsupportedModel: It cannot be.
+            UnsupportedModel: It cannot be, or is not what its card tells.
             CardError: Its card cannot be read.
         """
 

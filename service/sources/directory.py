@@ -13,6 +13,7 @@ from watchfiles import awatch
 
 from models.card import ModelCard, scan
 from service import engines
+from service.image_signature import check_card
 from service.saved_model import signature_defs
 from service.served_version import callable_signatures, infer_card
 from service.settings import Settings
@@ -93,6 +94,7 @@ class DirectorySource:
                     name,
                     number,
                 )
+            check_card(card, engine)
             definitions = signature_defs(path, callable_signatures(card, engine))
         except BaseException:
             engine.close()

@@ -18,6 +18,7 @@ from proto.tensorflow.serving.get_model_metadata_pb2 import (
 )
 from service.engines.tfserving import ReplicaMetrics, ReplicaPool, TfServingEngine
 from service.errors import UnsupportedModel
+from service.image_signature import check_card
 from service.saved_model import signature_of
 from service.served_version import callable_signatures, infer_card
 from service.settings import Settings
@@ -120,6 +121,7 @@ class TfServingSource:
                 number,
                 self._settings.repository,
             )
+        check_card(card, engine)
         return Loaded(
             card=card,
             engine=engine,

@@ -30,6 +30,7 @@ class TfServingEngine:
 
     kind = "tfserving"
     stops = True
+    casts = False
 
     def __init__(
         self,
