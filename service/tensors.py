@@ -1,8 +1,8 @@
 """Named tensors: what a signature promises, and whether a request keeps to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +12,10 @@ from service.errors import InvalidTensor
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Array]
+
+# At most a few milliseconds of writing them one by one, and of copying strings.
+MANY_ELEMENTS: Final = 4 * 1024
+MANY_STRING_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +98,19 @@ class Signature:
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether it holds fractions; NumPy itself does not count bfloat16 among these."""
     return dtype.kind == "f" or dtype == ml_dtypes.bfloat16
+
+
+def are_long_to_write(arrays: Iterable[Array]) -> bool:
+    """Whether writing the elements of arrays takes so long that others should not wait.
+
+    Args:
+        arrays: Of any dtype and shape; strings are `bytes` in object arrays.
+    """
+    arrays = tuple(arrays)
+    if sum(array.size for array in arrays) > MANY_ELEMENTS:
+        return True
+    strings = (array.ravel().tolist() for array in arrays if array.dtype.hasobject)
+    return sum(len(one) for some in strings for one in some) > MANY_STRING_BYTES
 
 
 def describe(dtype: np.dtype[Any], shape: tuple[int | None, ...]) -> str:

@@ -19,6 +19,7 @@ from service.app import create_app
 from service.batching import Batcher, ThroughputCurve
 from service.client import AsyncClient, RequestFailed
 from service.engines.stub import StubEngine
+from service.http import classify
 from service.http.classify import ClassifyEndpoint
 from service.served_version import ServedVersion
 from tests.support import (
@@ -94,6 +95,44 @@ async def test_a_raw_image_is_classified(client: httpx.AsyncClient) -> None:
     best, *others = only(body["results"])["predictions"]
     assert best == {"label": "d", "index": 3, "probability": pytest.approx(0.9)}
     assert len(others) == 4
+
+
+@pytest.mark.parametrize(
+    ("form", "large", "elsewhere"),
+    [
+        ("json", True, True),
+        ("multipart", True, True),
+        ("raw", True, False),  # there is nothing to unpack
+        ("json", False, False),
+        ("multipart", False, False),
+    ],
+)
+async def test_a_large_body_is_unpacked_beside_the_event_loop(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    large: bool,
+    elsewhere: bool,
+) -> None:
+    threads = []
+    unpack = classify.images_of
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return unpack(*arguments, **options)
+
+    monkeypatch.setattr(classify, "images_of", spied)
+    image = image_of_class(3) + bytes(classify.LARGE_BODY_BYTES * large)
+    sent: dict[str, Any] = {
+        "json": {"json": {"images": [{"b64": base64.b64encode(image).decode()}]}},
+        "multipart": {"files": {"image": image}},
+        "raw": {"content": image, "headers": PNG},
+    }
+    stub_version(tmp_path)
+    async with serving(tmp_path) as served:
+        answer = await served.client.post("/classify", **sent[form])
+    assert top_labels(answer) == ["d"]
+    assert (only(threads) is not threading.current_thread()) == elsewhere
 
 
 @pytest.mark.parametrize("content_type", ["application/octet-stream", None])

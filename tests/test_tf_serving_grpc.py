@@ -5,6 +5,7 @@ import base64
 import json
 import re
 import shutil
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from proto.tensorflow.serving.get_model_metadata_pb2 import (
 from proto.tensorflow.serving.get_model_status_pb2 import GetModelStatusResponse
 from proto.tensorflow.serving.predict_pb2 import PredictResponse
 from proto.tensors import from_tensor_proto
+from service import tensors
 from service.engines.stub import StubEngine
+from service.grpc import tf_serving
 from tests.support import Served, only, serving, stub_version
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -299,3 +302,35 @@ async def test_a_batch_of_large_images_passes(tmp_path: Path) -> None:
         assert error is not None
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "tensor parsing error: images" in (error.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("does", "limit"),
+    [
+        ("from_tensor_proto", (tf_serving, "LARGE_TENSOR_BYTES")),
+        ("to_tensor_proto", (tensors, "MANY_ELEMENTS")),
+    ],
+)
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_much_is_read_and_written_beside_the_event_loop(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    does: str,
+    limit: tuple[Any, str],
+    elsewhere: bool,
+) -> None:
+    threads = []
+    work = getattr(tf_serving, does)
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return work(*arguments, **options)
+
+    stub_version(tmp_path)
+    async with serving(tmp_path) as served, channel_to(served) as channel:
+        monkeypatch.setattr(tf_serving, does, spied)
+        if elsewhere:
+            monkeypatch.setattr(*limit, 9)  # an answer has ten elements
+        answer = await stub_of(channel).Predict(stub_request(3))
+    assert tf.make_ndarray(answer.outputs["probabilities"]).argmax() == 3
+    assert (only(threads) is not threading.current_thread()) == elsewhere

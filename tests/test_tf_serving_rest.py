@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http.tf_serving import documents
+from service import tensors
+from service.http.tf_serving import answers, documents
 from tests.support import Served, only, serving
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -179,4 +180,33 @@ async def test_a_large_body_is_read_beside_the_event_loop(
         json={"signature_name": "echo", "instances": ["a"] * rows},
     )
     assert len(answer.json()["predictions"]) == rows
+    assert (only(threads) is not threading.current_thread()) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("padding_bytes", "many_elements", "elsewhere"),
+    [(0, 1, True), (40_000, 2, False)],
+)
+async def test_a_long_answer_is_written_beside_the_event_loop(
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    padding_bytes: int,
+    many_elements: int,
+    elsewhere: bool,
+) -> None:
+    """Whatever the length of the question: an image may be answered with a million."""
+    threads = []
+    write = answers.predictions
+
+    def spied(outputs: Any) -> bytes:
+        threads.append(threading.current_thread())
+        return write(outputs)
+
+    monkeypatch.setattr(answers, "predictions", spied)
+    monkeypatch.setattr(tensors, "MANY_ELEMENTS", many_elements)
+    body = json.dumps({"signature_name": "echo", "instances": ["a", "b"]})
+    answer = await served.client.post(
+        "/v1/models/inception:predict", content=body + " " * padding_bytes
+    )
+    assert len(answer.json()["predictions"]) == 2
     assert (only(threads) is not threading.current_thread()) == elsewhere

@@ -1,13 +1,15 @@
 """How the engine `tfserving` gets an answer out of replicas that may fail."""
 
 import asyncio
+import threading
 from time import monotonic
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
-from service.engines.tfserving import ReplicaPool
+from service.engines.tfserving import ReplicaPool, TfServingEngine, messages
 from service.engines.tfserving.pool import LEAST_RETRY_BURST
 from service.errors import (
     DeadlineExceeded,
@@ -26,6 +28,7 @@ from tests.replicas import (
     THREADS_BUSY,
     FakeReplica,
     classified,
+    images,
     pooled,
     refusal,
     replicas,
@@ -33,6 +36,7 @@ from tests.replicas import (
     silence,
     until,
 )
+from tests.support import only
 
 UNAVAILABLE = refusal(grpc.StatusCode.UNAVAILABLE, "not now")
 BUSY = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, THREADS_BUSY)
@@ -394,3 +398,28 @@ async def test_closing_ends_the_calls_that_are_left() -> None:
             await call
         with pytest.raises(Unavailable, match="shutting down"):
             await classified(pool)
+
+
+@pytest.mark.parametrize(
+    ("string_bytes", "elsewhere"), [(1000, False), (2_000_000, True)]
+)
+async def test_a_request_of_long_strings_is_written_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, string_bytes: int, elsewhere: bool
+) -> None:
+    """However short the array that refers to them is."""
+    threads = []
+
+    def spied(*_: Any) -> bytes:
+        threads.append(threading.current_thread())
+        return request_of(3)
+
+    monkeypatch.setattr(messages, "predict_request", spied)
+    signature = images()
+    strings = np.array([b"x" * string_bytes], object)
+    async with replicas() as (one,), pooled(one) as pool:
+        engine = TfServingEngine(
+            pool, MODEL, 1, {signature.name: signature}, slots=lambda: 1
+        )
+        outputs = await engine.infer(signature.name, {"images": strings})
+    assert outputs["probabilities"].argmax() == 3
+    assert (only(threads) is not threading.current_thread()) == elsewhere

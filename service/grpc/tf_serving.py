@@ -1,5 +1,6 @@
 """TensorFlow Serving's gRPC API: `PredictionService` and `ModelService`."""
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -35,25 +36,35 @@ from proto.tensorflow.serving.model_management_pb2 import (
 )
 from proto.tensorflow.serving.model_pb2 import ModelSpec
 from proto.tensorflow.serving.predict_pb2 import PredictRequest, PredictResponse
-from proto.tensors import InvalidTensorProto, from_tensor_proto, to_tensor_proto
+from proto.tensorflow.tensor_pb2 import TensorProto
+from proto.tensors import (
+    MAX_RANK,
+    InvalidTensorProto,
+    dtype_of,
+    from_tensor_proto,
+    to_tensor_proto,
+)
 from service.data_types import type_name
 from service.errors import BlockserveError, InvalidRequest, InvalidTensor
 from service.event_loop import maybe_in_thread
 from service.gateway import Gateway
 from service.grpc import calls
 from service.grpc.calls import Context
+from service.prediction import Prediction
 from service.repository import Target
 from service.served_version import ServedVersion
 from service.telemetry.observation import Observation
 from service.telemetry.tracing import Operation
-from service.tensors import Array, Signature
+from service.tensors import Array, Signature, are_long_to_write
 from service.tf_serving import examples, reloading, states
 from service.tf_serving.errors import is_not_found, words
 
 T = TypeVar("T")
 
 # About a millisecond of reading numbers one by one, out of typed fields.
-LARGE_MESSAGE_BYTES: Final = 64 * 1024
+MANY_TYPED_BYTES: Final = 64 * 1024
+# As much of copying them as they lie in memory.
+LARGE_TENSOR_BYTES: Final = 4 * 1024 * 1024
 SIGNATURE_DEF: Final = "signature_def"
 SIGNATURE_NOT_FOUND: Final = "signature_not_found"
 LABEL_NOT_FOUND: Final = "label_not_found"
@@ -151,16 +162,8 @@ class PredictionServicer(
             partial(_read, request), call, signature_name=spec.signature_name
         )
         outputs = _wanted(request.output_filter, prediction.outputs)
-        return PredictResponse(
-            model_spec=ModelSpec(
-                name=prediction.card.name,
-                version=Int64Value(value=prediction.card.version),
-                signature_name=prediction.signature.name,
-            ),
-            outputs={
-                name: to_tensor_proto(array, typed=True)
-                for name, array in outputs.items()
-            },
+        return await maybe_in_thread(
+            are_long_to_write(outputs.values()), _response, prediction, outputs
         )
 
     async def _metadata(
@@ -281,9 +284,24 @@ def _target(spec: ModelSpec) -> Target:
 
 
 async def _read(request: PredictRequest, signature: Signature) -> dict[str, Array]:
-    typed = any(not tensor.tensor_content for tensor in request.inputs.values())
-    is_long = typed and request.ByteSize() > LARGE_MESSAGE_BYTES
-    return await maybe_in_thread(is_long, _tensors, request, signature)
+    return await maybe_in_thread(_is_long(request), _tensors, request, signature)
+
+
+def _is_long(request: PredictRequest) -> bool:
+    """Whether a request takes long to read."""
+    tensors = request.inputs.values()
+    # First what they say of themselves: to look at their content is to copy it.
+    if sum(map(_declared_bytes, tensors)) > LARGE_TENSOR_BYTES:
+        return True
+    typed = any(not tensor.tensor_content for tensor in tensors)
+    return typed and request.ByteSize() > MANY_TYPED_BYTES
+
+
+def _declared_bytes(tensor: TensorProto) -> int:
+    """What a tensor of its shape takes, if there is such a tensor."""
+    dtype = dtype_of(tensor.dtype)
+    sizes = (dim.size for dim in tensor.tensor_shape.dim[:MAX_RANK])
+    return 0 if dtype is None else dtype.itemsize * math.prod(sizes)
 
 
 def _tensors(request: PredictRequest, signature: Signature) -> dict[str, Array]:
@@ -318,6 +336,19 @@ def _tensors(request: PredictRequest, signature: Signature) -> dict[str, Array]:
             )
         tensors[name] = array
     return tensors
+
+
+def _response(prediction: Prediction, outputs: Mapping[str, Array]) -> PredictResponse:
+    return PredictResponse(
+        model_spec=ModelSpec(
+            name=prediction.card.name,
+            version=Int64Value(value=prediction.card.version),
+            signature_name=prediction.signature.name,
+        ),
+        outputs={
+            name: to_tensor_proto(array, typed=True) for name, array in outputs.items()
+        },
+    )
 
 
 def _wanted(names: Sequence[str], outputs: Mapping[str, Array]) -> Mapping[str, Array]:

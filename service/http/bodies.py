@@ -23,6 +23,8 @@ from service.errors import (
 from service.event_loop import Eager
 
 IMAGE_FIELD: Final = b"image"
+JSON: Final = b"application/json"
+MULTIPART: Final = b"multipart/form-data"
 FORMS: Final = (
     "an image as the body (Content-Type: image/jpeg, image/png, … or "
     "application/octet-stream), multipart/form-data with the field 'image', or "
@@ -112,19 +114,24 @@ def images_of(
     kind = content_type.partition(b";")[0].strip().lower()
     if not (
         kind.startswith(b"image/")
-        or kind
-        in {b"application/octet-stream", b"application/json", b"multipart/form-data"}
+        or kind in {b"application/octet-stream", JSON, MULTIPART}
     ):
         raise UnsupportedMediaType(
             f"the body is {kind.decode('latin-1')}; send {FORMS}"
         )
     if not body:
         raise InvalidRequest(f"the body is empty; send {FORMS}", code="empty_body")
-    if kind == b"application/json":
+    if kind == JSON:
         return _images_of_json(body, max_images)
-    if kind == b"multipart/form-data":
+    if kind == MULTIPART:
         return _images_of_multipart(body, content_type, max_images)
     return (body,)
+
+
+def is_packed(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether `images_of` takes longer the larger the body is."""
+    content_type = headers.get(b"content-type", b"")
+    return content_type.strip().lower().startswith((JSON, MULTIPART))
 
 
 def _images_of_json(body: bytes, max_images: int) -> list[bytes]:

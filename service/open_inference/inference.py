@@ -16,7 +16,7 @@ from service.gateway import Gateway
 from service.open_inference.data_types import datatype_of, shaped
 from service.prediction import Call
 from service.served_version import CLASSES_RANK
-from service.tensors import Array, Signature
+from service.tensors import Array, Signature, are_long_to_write
 
 MICROSECONDS: Final = 1e-6
 # The highest of the protocol's priorities; 0 is the server's own choice.
@@ -26,9 +26,8 @@ LARGEST_NUMBER: Final = 2**64 - 1
 NUMBER_DIGITS: Final = 20
 SHARED_MEMORY: Final = "shared_memory_region"
 CLASSIFICATION: Final = "classification"
-# A millisecond or two, of reading and of writing: more is done in a thread.
+# A millisecond or two of reading: more is done in a thread.
 MANY_BYTES: Final = 32 * 1024
-MANY_ELEMENTS: Final = 4 * 1024
 # More inputs, and more outputs, than a model has.
 MOST_TENSORS: Final = 1000
 
@@ -106,7 +105,7 @@ class InferAnswer:
     @property
     def is_long(self) -> bool:
         """Whether it takes long to write."""
-        return sum(output.array.size for output in self.outputs) > MANY_ELEMENTS
+        return are_long_to_write(output.array for output in self.outputs)
 
 
 def check_number(*, inputs: Sized, outputs: Sized) -> None:
@@ -159,7 +158,7 @@ async def infer(gateway: Gateway, request: InferRequest, call: Call) -> InferAns
         read, call, signature_name=_text(request.parameters, "signature_name")
     )
     outputs = prediction.outputs
-    is_long = sum(array.size for array in outputs.values()) > MANY_ELEMENTS and any(
+    is_long = are_long_to_write(outputs.values()) and any(
         CLASSIFICATION in output.parameters for output in request.outputs
     )
     return InferAnswer(

@@ -9,9 +9,9 @@ from proto.tensorflow.serving.model_pb2 import ModelSpec
 from service.engines.tfserving import messages
 from service.engines.tfserving.pool import ReplicaPool
 from service.event_loop import maybe_in_thread
-from service.tensors import Array, Signature, Tensors
+from service.tensors import Array, Signature, Tensors, are_long_to_write
 
-# About a millisecond of copying.
+# About a millisecond of copying numbers.
 LARGE_REQUEST_BYTES: Final = 4 * 1024 * 1024
 # As much of reading typed fields.
 LARGE_ANSWER_BYTES: Final = 4 * 1024 * 1024
@@ -56,14 +56,13 @@ class TfServingEngine:
         self, signature: str, tensors: Tensors, deadline: float = math.inf, /
     ) -> dict[str, Array]:
         """Run one batch; see `Engine.infer`."""
-        size = sum(array.nbytes for array in tensors.values())
         spec = ModelSpec(
             name=self._model,
             version=Int64Value(value=self._version),
             signature_name=signature,
         )
         request = await maybe_in_thread(
-            size > LARGE_REQUEST_BYTES, messages.predict_request, spec, tensors
+            _are_large(tensors), messages.predict_request, spec, tensors
         )
         answer = await self._pool.predict(self._model, self._version, request, deadline)
         return await maybe_in_thread(
@@ -75,3 +74,11 @@ class TfServingEngine:
 
     def close(self) -> None:
         """Nothing to free: the servers keep it as long as they see fit."""
+
+
+def _are_large(tensors: Tensors) -> bool:
+    """Whether a request with these tensors takes long to write."""
+    strings = [array for array in tensors.values() if array.dtype.hasobject]
+    numbers = (array for array in tensors.values() if not array.dtype.hasobject)
+    size_bytes = sum(array.nbytes for array in numbers)
+    return size_bytes > LARGE_REQUEST_BYTES or are_long_to_write(strings)

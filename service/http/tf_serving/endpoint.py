@@ -31,6 +31,7 @@ from service.http.tf_serving.predict_requests import (
 from service.http.tf_serving.routes import MalformedRequest, Route, route
 from service.repository import Target
 from service.telemetry.observation import Observation
+from service.tensors import are_long_to_write
 from service.tf_serving import examples, states
 from service.tf_serving.errors import is_not_found, words
 
@@ -160,7 +161,9 @@ class TfServingEndpoint:
                 )
             raise
         write = answers.predictions if asked.rows else answers.outputs
-        return await run(write, prediction.outputs)
+        return await maybe_in_thread(
+            are_long_to_write(prediction.outputs.values()), write, prediction.outputs
+        )
 
 
 def _status_of(error: BlockserveError) -> int:
