@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Final, Protocol, TypeVar
 
 from models.card import DEFAULT_SIGNATURE, ModelCard
-from service.batching import Priority
+from service.batching import Priority, expired
 from service.decoding import Decoder
 from service.errors import BlockserveError, VersionGone
 from service.repository import Repository, Target
@@ -194,10 +194,24 @@ class Predictor:
                 if not successors_left:
                     raise
                 successors_left -= 1
-                await self._repository.reconcile()
+                await self._look_for_successor(call)
             else:
                 observation.has_been_predicted()
                 return prediction
+
+    async def _look_for_successor(self, call: Call) -> None:
+        """Wait for a look at the versions, which goes on where the call gives up.
+
+        Raises:
+            DeadlineExceeded: The call's time is up before that.
+            ClientDisconnected: The caller went away.
+        """
+        look = asyncio.ensure_future(self._repository.reconcile())
+        try:
+            async with asyncio.timeout(call.deadline - monotonic()):
+                await call.caller.unless_gone(look)
+        except TimeoutError as error:
+            raise expired() from error
 
     async def _run_images(
         self, images: Sequence[bytes], call: Call, served: ServedVersion

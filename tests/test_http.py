@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from service.app import create_app
 from service.batching import Batcher, ThroughputCurve
 from service.client import AsyncClient, RequestFailed
 from service.engines.stub import StubEngine
+from service.errors import VersionGone
 from service.http import classify
 from service.http.classify import ClassifyEndpoint
 from service.served_version import ServedVersion
@@ -565,6 +567,82 @@ async def test_a_client_that_goes_away_withdraws_its_request(
     async with asyncio.timeout(10):
         while kind not in (await served.client.get("/metrics")).text:
             await asyncio.sleep(0)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Looks at the repository that a test holds.
+
+    Attributes:
+        begun: Set when a look has begun.
+        gate: Holds every look until it is set.
+        ended: Set when a look has come to its end.
+    """
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+async def looks(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Looks]:
+    """Those of a gateway whose engine says that another has its version's place."""
+    looks = Looks()
+    source = served.running.gateway.repository._source
+    scan = source.scan
+
+    async def look() -> Any:
+        looks.begun.set()
+        await looks.gate.wait()
+        found = await scan()
+        looks.ended.set()
+        return found
+
+    monkeypatch.setattr(source, "scan", look)
+    engine_of(served).failure = VersionGone("replaced")
+    yield looks
+    looks.gate.set()  # or the gateway would not end
+
+
+async def test_time_that_runs_out_while_a_successor_is_looked_for_is_told_in_time(
+    served: Served, looks: Looks
+) -> None:
+    """And the look goes on, for those who have more."""
+
+    async def ask(seconds: float) -> httpx.Response:
+        headers = {**PNG, "x-request-timeout": str(seconds)}
+        return await served.client.post(
+            "/classify", content=image_of_class(1), headers=headers
+        )
+
+    async with asyncio.timeout(10):
+        patient = asyncio.create_task(ask(30))
+        await looks.begun.wait()
+        assert error_of(await ask(0.2), 504)[0] == "deadline_exceeded"
+        engine_of(served).failure = None
+        looks.gate.set()
+        assert top_labels(await patient) == ["b"]
+
+
+async def test_a_client_may_go_away_while_a_successor_is_looked_for(
+    served: Served, looks: Looks
+) -> None:
+    """And the look goes on, for what it loads must not be lost."""
+    port = served.running.http_port
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(posted(image_of_class(1)))
+    kind = 'kind="cancelled",model="stub",protocol="http",version="1"} 1.0'
+    async with asyncio.timeout(10):
+        await looks.begun.wait()
+        writer.close()
+        await writer.wait_closed()
+        while kind not in (await served.client.get("/metrics")).text:
+            await asyncio.sleep(0)
+        assert not looks.ended.is_set()
+        looks.gate.set()
+        await looks.ended.wait()
 
 
 async def asked_over_asgi(

@@ -7,7 +7,7 @@
 from service.batching.batcher import Batcher, BatchingOptions, BatchingState
 from service.batching.curve import CurvePoint, ThroughputCurve
 from service.batching.processor import Processor
-from service.batching.request import Priority
+from service.batching.request import Priority, expired
 
 __all__ = [
     "Batcher",
@@ -17,4 +17,5 @@ __all__ = [
     "Priority",
     "Processor",
     "ThroughputCurve",
+    "expired",
 ]
