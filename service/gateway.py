@@ -142,10 +142,15 @@ class Gateway:
         To be asked as it arrives: what it has waited to be read is part of its time.
 
         Args:
-            timeout_seconds: What the client asked for; `None` gives the default.
+            timeout_seconds: What the client gives, and 0 where nothing of that is left;
+                `None` is the default.
         """
         settings = self.settings
-        timeout = timeout_seconds or settings.request_timeout_seconds
+        timeout = (
+            settings.request_timeout_seconds
+            if timeout_seconds is None
+            else timeout_seconds
+        )
         allowed = min(timeout, settings.max_request_timeout_seconds)
         return monotonic() + allowed - self._lag.seconds_at_arrival()
 

@@ -76,6 +76,16 @@ async def test_what_a_request_has_waited_is_part_of_its_time(
     await gateway.stop()
 
 
+async def test_a_request_with_no_time_left_is_not_given_the_usual_time(
+    clock: Clock, tmp_path: Path
+) -> None:
+    settings = Settings(engine="stub", repository=tmp_path, request_timeout_seconds=30)
+    gateway = Gateway(settings)
+    assert gateway.deadline(0) == clock.now
+    assert gateway.deadline(None) == clock.now + 30
+    await gateway.stop()
+
+
 async def test_a_coroutine_that_need_not_wait_is_done_at_once() -> None:
     async def answer() -> int:
         return 3

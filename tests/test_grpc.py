@@ -20,6 +20,7 @@ from proto.blockserve.v1.image_classifier_pb2 import (
 from proto.blockserve.v1.image_classifier_pb2_grpc import ImageClassifierStub
 from service.batching import Batcher
 from service.engines.stub import StubEngine
+from service.grpc.image_classifier import ImageClassifierServicer
 from service.grpc.streams import MAX_UNDER_WAY
 from service.repository import Target
 from tests.support import Served, image_of_class, only, serving, stub_version
@@ -254,6 +255,38 @@ async def test_a_request_of_a_stream_has_its_own_time(tmp_path: Path) -> None:
         await call.write(asked(2))
         assert classes_of((await call.read()).response) == [2]
         await call.done_writing()
+
+
+class Late:
+    """The context of a call whose time was up before it was looked at."""
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    def set_trailing_metadata(self, _: Any) -> None:
+        """Nobody reads it."""
+
+    async def abort(self, code: grpc.StatusCode, *_: Any) -> None:
+        raise TimeoutError(code)
+
+
+async def test_a_call_whose_time_is_up_gets_no_place_in_the_queue(
+    tmp_path: Path,
+) -> None:
+    stub_version(tmp_path)
+    async with serving(tmp_path) as served:
+        engine, _ = parts_of(served)
+        engine._record = True
+        servicer: Any = ImageClassifierServicer(served.running.gateway)
+        with pytest.raises(TimeoutError, match="DEADLINE_EXCEEDED"):
+            await servicer.Classify(asked(1).request, Late())
+        assert not engine.batches
 
 
 async def test_a_stream_is_read_no_faster_than_it_is_answered(tmp_path: Path) -> None:
