@@ -18,6 +18,7 @@ from service.engines.stub import StubEngine
 from service.http.open_inference import answers, requests
 from service.open_inference import inference
 from service.repository import Target
+from service.telemetry.statistics import VersionStatistics
 from tests.support import LABELS, Served, image_of_class, only, serving, stub_version
 
 INFER = "/v2/models/stub/infer"
@@ -718,6 +719,19 @@ async def test_statistics_count_what_was_done(tmp_path: Path) -> None:
     }
     assert sizes == {1: 3, 3: 1}
     assert stats["last_inference"] > 1.7e12
+
+
+def test_statistics_stay_short_whatever_sizes_clients_choose() -> None:
+    """Where the server makes the batches, each request is a call of its own size."""
+    numbers = VersionStatistics()
+    sizes = range(1, 100_001)
+    for rows in sizes:
+        numbers.executed(rows=rows, requests=1, seconds=0.001)
+    assert len(numbers.batches) == 256 + 9
+    assert numbers.rows == sum(sizes)
+    assert sum(tally.count for tally in numbers.batches.values()) == len(sizes)
+    counts = [numbers.batches[rows].count for rows in (1, 256, 512, 2**17)]
+    assert counts == [1, 1, 256, 100_000 - 2**16]
 
 
 async def test_the_index_lists_versions_with_their_states(tmp_path: Path) -> None:
