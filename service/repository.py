@@ -350,19 +350,13 @@ class Repository:
             return True
         if version.state is VersionState.UNLOADING:
             return False  # the next look, when it has drained, loads it again
+        said_before = version.error
         try:
-            fingerprint = await self._source.fingerprint(
-                model.name, version.number, version.path
-            )
-        except OSError:
-            return False  # it is being written or removed at this moment
-        if version.error is not None and fingerprint == version.fingerprint:
-            return False  # it failed before, and nothing has changed since
-        failed_before, version.error = version.error, None
-        version.fingerprint = fingerprint
-        self._enter(version, VersionState.LOADING)
-        started = monotonic()
-        try:
+            if not await self._is_worth_a_try(model, version):
+                return False
+            version.error = None
+            self._enter(version, VersionState.LOADING)
+            started = monotonic()
             version.served = await self._load(model, version)
         except Exception as error:
             # A damaged model may raise anything; it must not stop the good ones.
@@ -370,7 +364,7 @@ class Repository:
             if isinstance(error, Unavailable):
                 version.fingerprint = None  # the next look may find that it has passed
             self._metrics.model_load_failures_total.labels(model.name).inc()
-            if version.error != failed_before:
+            if version.error != said_before:
                 self._report(model, version, error)
             self._enter(version, VersionState.END)
             return False
@@ -383,6 +377,25 @@ class Repository:
             version.served.engine.kind,
         )
         return True
+
+    async def _is_worth_a_try(self, model: Model, version: Version) -> bool:
+        """Whether a version is there, and has not failed as it is now.
+
+        Raises:
+            OSError: It cannot be looked at.
+        """
+        try:
+            fingerprint = await self._source.fingerprint(
+                model.name, version.number, version.path
+            )
+        except FileNotFoundError:
+            return False  # it is being removed at this moment
+        except OSError:
+            version.fingerprint = None  # the next look may find that it has passed
+            raise
+        is_new = version.error is None or fingerprint != version.fingerprint
+        version.fingerprint = fingerprint
+        return is_new
 
     def _report(self, model: Model, version: Version, error: Exception) -> None:
         """Tell that a version cannot be loaded."""

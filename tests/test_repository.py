@@ -1,6 +1,7 @@
 """How the repository follows the directory: load, switch, drain, report."""
 
 import asyncio
+import errno
 import os
 import shutil
 import threading
@@ -373,3 +374,26 @@ async def test_a_version_that_vanishes_while_it_is_looked_at_is_left_for_later(
             patch.undo()
             await repository.reconcile()
             assert serving(repository) == [1]
+
+
+async def test_a_version_that_may_not_be_looked_at_is_reported_until_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    directory = stub_version(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.sources.directory._fingerprint", refuse)
+        async with following(tmp_path) as repository:
+            failures = repository._metrics.model_load_failures_total.labels("stub")
+            assert state(repository, 1) is VersionState.END
+            assert f"Permission denied: '{directory}'" in str(repository.problem)
+            assert failures.value == 1
+            await repository.reconcile()
+            assert failures.value == 2
+            assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
+            patch.undo()
+            await repository.reconcile()
+            assert serving(repository) == [1]
+            assert repository.models["stub"].versions[1].error is None

@@ -65,7 +65,8 @@ class Source(Protocol):
         """Changes when the version does; one that could not be loaded is tried again.
 
         Raises:
-            OSError: It is changing at this moment.
+            FileNotFoundError: It has just been removed.
+            OSError: It cannot be read.
         """
 
     async def load(self, name: str, number: int, path: Path) -> Loaded:
