@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -26,6 +27,7 @@ from tests.gateways import (
 from tests.replicas import (
     LONG_SECONDS,
     MODEL,
+    STATES,
     Load,
     images,
     refusal,
@@ -101,6 +103,38 @@ async def test_a_model_is_named_by_a_setting_or_by_a_directory(
         stub_version(tmp_path)
         await until_ready(served)
         assert await classify(served, 3, labels=LETTERS) == 1
+
+
+async def test_a_model_whose_directory_is_gone_is_forgotten(tmp_path: Path) -> None:
+    """But not one that the settings name, nor any while no directory can be read."""
+    repository = tmp_path / "repository"
+    stub_version(repository, MODEL)
+    stub_version(repository, "other")
+    async with (
+        replicas() as (one,),
+        in_front_of(one, repository=repository) as served,
+    ):
+        one.versions["other"] = {1: STATES.AVAILABLE}
+        followed = served.running.gateway.repository
+        source: Any = followed._source
+        replica = only(source._pool.replicas)
+        await until(lambda: replica.available.get("other"))
+        await followed.reconcile()
+
+        def serving() -> set[str]:
+            return {name for name, one in followed.models.items() if one.available}
+
+        assert serving() == {MODEL, "other"}
+        repository.rename(tmp_path / "away")
+        await followed.reconcile()
+        assert serving() == {MODEL, "other"}
+        (tmp_path / "away").rename(repository)
+        for name in (MODEL, "other"):
+            shutil.rmtree(repository / name)
+        await followed.reconcile()
+        await until(lambda: followed.models.keys() == {MODEL})
+        assert serving() == {MODEL}
+        await until(lambda: replica.available.keys() == {MODEL})
 
 
 @pytest.mark.parametrize(("dtype", "white"), [("float32", 255.0), ("uint8", 255)])

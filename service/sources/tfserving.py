@@ -41,7 +41,8 @@ class TfServingSource:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._names: frozenset[str] = frozenset(settings.tfserving_models)
+        self._configured = frozenset(settings.tfserving_models)
+        self._names = self._configured
         certificates = settings.tfserving_certificates
         self._pool = ReplicaPool(
             settings.tfserving,
@@ -156,8 +157,8 @@ class TfServingSource:
         return self._names
 
     def _look_for_names(self) -> None:
-        with suppress(OSError):  # it need not be mounted
-            self._names |= scan(self._settings.repository).keys()
+        with suppress(OSError):  # it need not be mounted, and may be away for a moment
+            self._names = self._configured.union(scan(self._settings.repository))
 
 
 def _signature_defs(metadata: GetModelMetadataResponse) -> Mapping[str, SignatureDef]:
