@@ -178,8 +178,6 @@ async def answer(
     except BlockserveError as error:
         code, details = told(error) if told else (status_of(error), error.message)
         await _abort(context, code, details, error)
-    except asyncio.CancelledError:
-        raise
     except Exception as error:
         await context.abort(grpc.StatusCode.INTERNAL, _internal_error(error))
     raise AssertionError  # `abort` has raised
