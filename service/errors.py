@@ -19,7 +19,7 @@ BlockserveError
 UnsupportedModel                 at load: no engine here runs it, or its card is wrong
 """
 
-from typing import ClassVar, Final
+from typing import Final
 
 # All that a client is told of what nobody foresaw.
 INTERNAL: Final = "internal error; the server's log says why"
@@ -32,12 +32,13 @@ class BlockserveError(Exception):
     wrong, what was expected and what to do.
     """
 
-    code: ClassVar[str] = "internal"
+    code: str = "internal"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.kind = code or self.code
+        if code is not None:
+            self.code = code
 
 
 class InvalidRequest(BlockserveError):
@@ -114,7 +115,7 @@ class Overloaded(Unavailable):
 
 
 class Draining(Unavailable):
-    """The process is shutting down and takes no new work."""
+    """The process is shutting down, or the version unloaded: no new work is taken."""
 
     code = "draining"
 

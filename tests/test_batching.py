@@ -399,7 +399,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_as_the_request_comes() -
         waiting = submit(batcher, 1)  # will be there in about two seconds
         with pytest.raises(Overloaded, match=r"2\.\d* s|3 s") as refusal:
             submit(batcher, 2, timeout=1.5)
-        assert refusal.value.kind == "deadline_unreachable"
+        assert refusal.value.code == "deadline_unreachable"
         assert 0 < refusal.value.retry_after_seconds < 2
         patient = submit(batcher, 3, timeout=4)
         engine.gate.set()
@@ -432,7 +432,7 @@ async def test_of_those_announced_at_a_time_no_more_come_in_than_time_allows() -
             batcher.announce(deadline=deadline, priority=Priority.INTERACTIVE)
         with pytest.raises(Overloaded) as refusal:
             batcher.announce(deadline=deadline, priority=Priority.INTERACTIVE)
-        assert refusal.value.kind == "deadline_unreachable"
+        assert refusal.value.code == "deadline_unreachable"
 
 
 async def test_an_announced_batch_request_takes_nothing_from_people() -> None:

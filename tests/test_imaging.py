@@ -614,7 +614,7 @@ def test_the_narrowest_image_has_the_trainings_pixels_nearly(
 def test_no_bytes_are_no_image() -> None:
     with pytest.raises(InvalidImage, match="0 bytes") as caught:
         decode(b"", image_input(28, 28), max_pixels=MEGAPIXEL)
-    assert caught.value.kind == "empty_image"
+    assert caught.value.code == "empty_image"
 
 
 @pytest.mark.parametrize(
@@ -624,7 +624,7 @@ def test_no_bytes_are_no_image() -> None:
 def test_what_is_no_image_is_told_which_formats_are_read(data: bytes) -> None:
     with pytest.raises(InvalidImage, match="JPEG, PNG, WebP, BMP, GIF, TIFF") as caught:
         decode(data, image_input(28, 28), max_pixels=MEGAPIXEL)
-    assert caught.value.kind == "invalid_image"
+    assert caught.value.code == "invalid_image"
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -711,7 +711,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(
     """Pillow on its own would warn from 89 megapixels on, and fail from 179 on."""
     with pytest.raises(TooLarge, match=str(side * side)) as caught:
         decode(claim(side, side), image_input(28, 28), max_pixels=MEGAPIXEL)
-    assert caught.value.kind == "image_too_large"
+    assert caught.value.code == "image_too_large"
 
 
 def test_the_refusal_of_a_large_image_names_both_numbers() -> None:

@@ -130,7 +130,7 @@ def _error(error: BlockserveError) -> Error:
     wait = error.retry_after_seconds if isinstance(error, Unavailable) else None
     return Error(
         code=number,
-        reason=error.kind,
+        reason=error.code,
         message=error.message,
         retry_after_seconds=wait,
     )

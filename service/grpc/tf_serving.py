@@ -85,7 +85,7 @@ class _Servicer:
         self, context: Context, spec: ModelSpec, work: Callable[[], Awaitable[T]]
     ) -> T:
         def told(error: BlockserveError) -> tuple[grpc.StatusCode, str]:
-            if error.kind == SIGNATURE_NOT_FOUND:
+            if error.code == SIGNATURE_NOT_FOUND:
                 details = f'Serving signature key "{spec.signature_name}" not found.'
             else:
                 details = words(error, _target(spec))
@@ -254,11 +254,11 @@ class ModelServicer(_Servicer, model_service_pb2_grpc.ModelServiceServicer):
 
 
 def _status_of(error: BlockserveError) -> grpc.StatusCode:
-    if error.kind == SIGNATURE_NOT_FOUND:
+    if error.code == SIGNATURE_NOT_FOUND:
         return grpc.StatusCode.FAILED_PRECONDITION
     if is_not_found(error):
         return grpc.StatusCode.NOT_FOUND
-    if error.kind == LABEL_NOT_FOUND:
+    if error.code == LABEL_NOT_FOUND:
         return grpc.StatusCode.INVALID_ARGUMENT
     return calls.status_of(error)
 

@@ -217,7 +217,7 @@ class ClassifyEndpoint:
         if isinstance(error, Overloaded):
             self._overloaded_until = monotonic() + OVERLOAD_SECONDS
         headers = [(k.encode(), v.encode()) for k, v in retry_after(error).items()]
-        body = error_body(error.kind, error.message)
+        body = error_body(error.code, error.message)
         return status_of(error), headers, body
 
 

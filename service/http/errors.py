@@ -80,7 +80,7 @@ def _respond(
 
 async def _answer_ours(_: Request, error: Exception) -> Response:
     assert isinstance(error, BlockserveError)  # noqa: S101, registered for this class
-    body = error_body(error.kind, error.message)
+    body = error_body(error.code, error.message)
     return _respond(status_of(error), body, retry_after(error))
 
 

@@ -172,7 +172,7 @@ class Observation:
         labels = (edge.protocol, *metrics.labels_of(version))
         trace_id = self._recorded_trace_id
         if error is not None:
-            metrics.errors_total.labels(*labels, error.kind).inc()
+            metrics.errors_total.labels(*labels, error.code).inc()
         metrics.requests_total.labels(*labels).inc()
         metrics.request_duration_seconds.labels(*labels).observe(seconds, trace_id)
         if version is None:
@@ -197,7 +197,7 @@ class Observation:
             model=model,
             version=number,
             status=self._status(error),
-            error=None if error is None else error.kind,
+            error=None if error is None else error.code,
             seconds=now - self._started_at,
             stages_seconds={
                 "read": self._read_at and self._read_at - self._started_at,

@@ -11,7 +11,7 @@ def words(error: BlockserveError, target: Target) -> str:
         error: What happened.
         target: What was asked for; it names a model.
     """
-    match error.kind:
+    match error.code:
         case "label_not_found":
             return f"Unrecognized servable version label: {target.label}"
         case "model_not_found" | "version_not_found" | "model_not_ready":
@@ -21,7 +21,7 @@ def words(error: BlockserveError, target: Target) -> str:
 
 def is_not_found(error: BlockserveError) -> bool:
     """Whether the real server, which waits for no model, would not find one."""
-    return error.kind in {"model_not_found", "version_not_found", "model_not_ready"}
+    return error.code in {"model_not_found", "version_not_found", "model_not_ready"}
 
 
 def _asked_for(target: Target) -> str:

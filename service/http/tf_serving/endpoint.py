@@ -154,7 +154,7 @@ class TfServingEndpoint:
                 signature_name=asked.signature_name,
             )
         except NotFound as error:
-            if error.kind == SIGNATURE_NOT_FOUND:
+            if error.code == SIGNATURE_NOT_FOUND:
                 error.message = (
                     f'Serving signature name: "{asked.signature_name}" not found in '
                     "signature def"
@@ -169,6 +169,6 @@ class TfServingEndpoint:
 def _status_of(error: BlockserveError) -> int:
     if is_not_found(error):
         return NOT_FOUND
-    if error.kind in CLIENT_ERRORS or isinstance(error, InvalidImage):
+    if error.code in CLIENT_ERRORS or isinstance(error, InvalidImage):
         return BAD_REQUEST
     return status_of(error)

@@ -251,7 +251,7 @@ class _RequestSpan:
             self._span.set_attribute("rpc.response.status_code", status)
             is_fault = status in SERVER_ERRORS
         if error is not None:
-            self._span.set_attribute("error.type", error.kind)
+            self._span.set_attribute("error.type", error.code)
             if is_fault:
                 self._span.set_status(StatusCode.ERROR, error.message)
         self._span.end(self._moment(seconds))
@@ -437,6 +437,6 @@ def _server(target: str) -> dict[str, Any]:
 
 
 def _fail(span: Span, error: BaseException) -> None:
-    kind = error.kind if isinstance(error, BlockserveError) else type(error).__name__
+    kind = error.code if isinstance(error, BlockserveError) else type(error).__name__
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR, str(error))
