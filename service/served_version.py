@@ -116,13 +116,17 @@ class ServedVersion:
         self._unused = asyncio.Event()
 
     @cached_property
+    def _image_signature(self) -> Signature | None:
+        return image_signature(self.card, self.engine)
+
+    @cached_property
     def for_images(self) -> ForImages:
         """What an image becomes, and what runs it.
 
         Raises:
             InvalidRequest: The model has no signature for it.
         """
-        signature = image_signature(self.card, self.engine)
+        signature = self._image_signature
         if signature is None or self.card.image_input is None:
             raise InvalidRequest(
                 f"model {self.name!r} version {self.version} has no image input to "
@@ -167,7 +171,7 @@ class ServedVersion:
             return False
         # What the engine does not run is the signature of encoded images.
         runs = signature.name in self.engine.signatures
-        return not runs or signature is image_signature(self.card, self.engine)
+        return not runs or signature is self._image_signature
 
     def signature(self, name: str) -> tuple[Signature, Batcher]:
         """A signature and its queue.

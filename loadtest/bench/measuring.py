@@ -18,6 +18,7 @@ from loadtest.bench.results import Repetition, Second, StageResult
 from loadtest.bench.samples import Course, Samples
 from loadtest.bench.scraper import Reading, Scraper, generator_busy, numbers
 from loadtest.bench.sent import Sent
+from loadtest.harness.processes import end
 from loadtest.shapes import Stage
 from service.errors import BlockserveError
 
@@ -99,7 +100,8 @@ def measure(
                 ) as scraper:
                     _follow(process, directory, samples, plan, on_moment)
             finally:
-                _end(process)
+                # Ended before its time, Locust ends its workers, if it is given time.
+                end(process, patience_seconds=END_SECONDS)
             samples.poll()
             course = Course.read(directory)
             if process.returncode or course is None or course.end is None:
@@ -209,23 +211,6 @@ def _cpu_seconds(process: subprocess.Popen[bytes]) -> list[float]:
             times = one.cpu_times()
             used.append(times.user + times.system)
     return used
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ended before its time, Locust ends its workers itself, if it is given time."""
-    if process.poll() is not None:
-        return
-    workers = psutil.Process(process.pid).children()
-    process.terminate()
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, left = psutil.wait_procs(workers, END_SECONDS)
-    for one in left:
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
 
 
 def _tail(printed: IO[bytes]) -> str:

@@ -97,7 +97,7 @@ def server(
                 ready_seconds=time.monotonic() - started_at,
             )
         finally:
-            _end(process)
+            end(process)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -132,18 +132,25 @@ def _wait(
         time.sleep(POLL_SECONDS)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Some servers leave behind what they have started."""
+def end(
+    process: subprocess.Popen[bytes], *, patience_seconds: float = END_SECONDS
+) -> None:
+    """End a process, and then those that it has started, which some leave behind.
+
+    Args:
+        process: It may have ended already.
+        patience_seconds: How long each may take before it is killed.
+    """
     family: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
-        process.wait(END_SECONDS)
+        process.wait(patience_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    _, left = psutil.wait_procs(family, END_SECONDS)
+    _, left = psutil.wait_procs(family, patience_seconds)
     for one in left:
         with suppress(psutil.NoSuchProcess):
             one.kill()
